@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package wire owns the compiled nouns: what the control plane makes of stored
+// resources and an agent makes map contents of. A noun is free of anything a
+// host allocates (no ifindex, no map slot). The package is also the only
+// translation between these nouns and proto. It judges nothing and does no I/O.
+//
+// Start at Item and Kind; codec.go encodes and decodes.
+package wire
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"time"
+)
+
+// Kind of an item. The numbers order a delta: upserts ascend, tombstones
+// descend, so that nothing is named before it exists.
+type Kind uint8
+
+// The kinds, with the hosts that hold their items.
+const (
+	KindHost         Kind = iota + 1 // all hosts
+	KindClass                        // hosts with a policy that names one of the class's groups
+	KindMember                       // the same
+	KindPolicy                       // hosts of its ports
+	KindInstance                     // its host
+	KindPort                         // its host
+	KindBackend                      // hosts that hold the backend's service
+	KindSlots                        // LB nodes, and hosts of the service's backends
+	KindService                      // the same
+	KindCheck                        // the backend's host
+	KindAnnouncement                 // LB nodes (service) or the instance's host
+	kindEnd
+)
+
+var kindNames = [kindEnd]string{
+	KindHost: "host", KindClass: "class", KindMember: "member", KindPolicy: "policy",
+	KindInstance: "instance", KindPort: "port", KindBackend: "backend", KindSlots: "slots",
+	KindService: "service", KindCheck: "check", KindAnnouncement: "announcement",
+}
+
+// Kinds lists all kinds in the order of upserts.
+func Kinds() []Kind {
+	kinds := make([]Kind, 0, kindEnd-1)
+	for k := KindHost; k < kindEnd; k++ {
+		kinds = append(kinds, k)
+	}
+	return kinds
+}
+
+// Valid reports whether k is one of the kinds.
+func (k Kind) Valid() bool { return k > 0 && k < kindEnd }
+
+func (k Kind) String() string {
+	if !k.Valid() {
+		return "kind " + strconv.Itoa(int(k))
+	}
+	return kindNames[k]
+}
+
+// ParseKind is the reverse of String.
+func ParseKind(s string) (Kind, error) {
+	for k := KindHost; k < kindEnd; k++ {
+		if kindNames[k] == s {
+			return k, nil
+		}
+	}
+	return 0, fmt.Errorf("kind %q is not known", s)
+}
+
+// Key names an item among all items of a zone.
+type Key struct {
+	Kind Kind
+	ID   string
+}
+
+func (k Key) String() string { return k.Kind.String() + "/" + k.ID }
+
+// Item is a compiled noun.
+type Item interface {
+	Key() Key
+}
+
+// Direction of a rule or a flow, seen from the port's instance.
+type Direction uint8
+
+// Directions.
+const (
+	Ingress Direction = iota
+	Egress
+)
+
+func (d Direction) String() string {
+	if d == Egress {
+		return "egress"
+	}
+	return "ingress"
+}
+
+// Host is a hypervisor as the others see it: an end of the tunnel.
+type Host struct {
+	ID       uint32
+	Name     string
+	Endpoint netip.Addr
+	MTU      uint32
+}
+
+// Class is a distinct set of security groups. A port's class and its policy
+// have the same number: both stand for its set of groups.
+type Class struct {
+	ID     uint32
+	Groups []uint32 // ascending
+}
+
+// Member says of which class an address is. Scope 0 is the public one.
+type Member struct {
+	Scope   uint32
+	Address netip.Addr
+	Class   uint32
+}
+
+// Policy is the union of the rules of a set of security groups.
+type Policy struct {
+	ID    uint32
+	Rules []Rule // ascending by ID
+}
+
+// Rule admits traffic. PeerGroup 0 means that the peer is Peer.
+type Rule struct {
+	ID                 uint32
+	Direction          Direction
+	Protocol           uint8
+	PortMin, PortMax   uint16 // TCP and UDP, both inclusive
+	ICMPType, ICMPCode int16  // -1 any
+	Peer               netip.Prefix
+	PeerGroup          uint32
+}
+
+// Instance is a machine wanted on its host. ID is the API's UUID.
+type Instance struct {
+	ID         string
+	Name       string
+	Driver     string
+	Command    string
+	UserData   []byte
+	Port       uint32
+	Running    bool
+	Generation uint64
+	Zone       string
+}
+
+// Port is an instance's interface.
+type Port struct {
+	ID        uint32
+	Instance  string
+	MAC       [6]byte
+	Addresses []netip.Addr
+	Policy    uint32
+	MTU       uint32
+	Flags     uint32
+}
+
+// Backend is one instance behind one service. Its number is unique in the zone
+// and not reused while a slot or a flow can name it.
+type Backend struct {
+	ID         uint32
+	Service    uint32
+	Host       uint32
+	Port       uint32
+	MAC        [6]byte
+	Address    netip.Addr
+	TargetPort uint16
+	Draining   bool
+	Unhealthy  bool
+}
+
+// Slots is a service's table: 2^n times {cur, prev}, u32 little-endian.
+type Slots struct {
+	Service    uint32
+	Generation uint64
+	Table      []byte
+}
+
+// Service is a VIP, a port and a protocol. Panic: too few backends are healthy,
+// so all are used.
+type Service struct {
+	ID              uint32
+	VIP             netip.Addr
+	Port            uint16
+	Protocol        uint8
+	SourceHash      bool
+	Panic           bool
+	Seed            uint32
+	SlotsGeneration uint64
+}
+
+// Check is a health check of one backend, done by the backend's host.
+type Check struct {
+	Service    uint32
+	Backend    uint32
+	Mode       string // tcp, http
+	Address    netip.Addr
+	Port       uint16
+	Interval   time.Duration
+	Timeout    time.Duration
+	Retries    uint32
+	URI        string
+	Generation uint64
+}
+
+// Announcement is a prefix to announce. Announcers are hosts in order of rank:
+// rank 0 never withdraws a VIP on its own judgement of a probe.
+type Announcement struct {
+	Prefix      netip.Prefix
+	Communities []uint32
+	Service     bool // else the origin is an instance
+	Announcers  []uint32
+}
+
+func number(kind Kind, id uint32) Key { return Key{kind, strconv.FormatUint(uint64(id), 10)} }
+
+// CheckKey names the check of a backend of a service.
+func CheckKey(service, backend uint32) Key {
+	return Key{KindCheck, fmt.Sprintf("%d/%d", service, backend)}
+}
+
+// Key of each noun.
+func (h Host) Key() Key     { return number(KindHost, h.ID) }
+func (c Class) Key() Key    { return number(KindClass, c.ID) }
+func (m Member) Key() Key   { return Key{KindMember, fmt.Sprintf("%d/%s", m.Scope, m.Address)} }
+func (p Policy) Key() Key   { return number(KindPolicy, p.ID) }
+func (i Instance) Key() Key { return Key{KindInstance, i.ID} }
+func (p Port) Key() Key     { return number(KindPort, p.ID) }
+func (b Backend) Key() Key  { return number(KindBackend, b.ID) }
+func (s Slots) Key() Key    { return number(KindSlots, s.Service) }
+func (s Service) Key() Key  { return number(KindService, s.ID) }
+func (c Check) Key() Key    { return CheckKey(c.Service, c.Backend) }
+func (a Announcement) Key() Key {
+	return Key{KindAnnouncement, a.Prefix.String()}
+}
