@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+# Bare `make` lists the targets. `make demo` and `make test` need nothing but
+# Debian 12, Go and root: they install the packages they need themselves.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test build check pure program lab generate format sweep
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## the whole cloud on this machine: traffic, failover, figures (KEEP=1 leaves it running)
+	@scripts/demo.sh $(if $(KEEP),--keep)
+
+test: ## all checks and all three rings of tests, as CI runs them
+	@scripts/test.sh
+
+build: ## build the binaries into bin/
+	@scripts/build.sh
+
+check: ## format, vet, static analysis, generated code, laws of the tree
+	@scripts/check.sh
+
+pure: ## tests that need neither root nor a kernel feature
+	@scripts/test.sh pure
+
+program: ## BPF programs, packet in and packet out
+	@scripts/test.sh program
+
+lab: ## stories in network namespaces
+	@scripts/test.sh lab
+
+generate: ## regenerate the BPF objects and the protocol
+	@scripts/packages.sh
+	go generate ./...
+
+format: ## format Go and C
+	gofmt -w $$(git ls-files '*.go' | grep -v '\.pb\.go$$')
+	clang-format-19 -i $$(git ls-files 'bpf/*.c' 'bpf/*.h')
+
+sweep: ## remove what an interrupted test or demo left behind
+	@scripts/sweep.sh

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Everything that is judged without running the code: format, vet, static
+# analysis, tidy modules, generated code equal to what the sources give. The
+# laws of the tree are a test of the pure ring (test/arch).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+tags=program,lab
+
+quiet() { # quiet NAME COMMAND...: silent unless it prints or fails
+	local name=$1 out
+	shift
+	if ! out=$("$@" 2>&1) || [ -n "$out" ]; then
+		echo "$name:" >&2
+		echo "$out" >&2
+		return 1
+	fi
+}
+
+unformatted_go() { gofmt -l $(git ls-files '*.go' | grep -v '\.pb\.go$'); }
+
+unformatted_c() {
+	local files
+	files=$(git ls-files 'bpf/*.c' 'bpf/*.h')
+	[ -z "$files" ] || clang-format-19 --dry-run -Werror $files
+}
+
+regenerated() {
+	local copy
+	copy=$(mktemp -d)
+	trap 'rm -rf "$copy"' RETURN
+	git ls-files -z --cached --others --exclude-standard | xargs -0 -r ls -d 2>/dev/null | tar -cf - -T - | tar -xf - -C "$copy"
+	(cd "$copy" && go generate ./... >/dev/null 2>"$copy/.generate.log") || { cat "$copy/.generate.log"; return 1; }
+	local f
+	for f in $(git ls-files '*.pb.go' '*_bpfel.go' '*_bpfel.o'); do
+		cmp "$f" "$copy/$f" || echo "run make generate"
+	done
+}
+
+quiet "gofmt would change" unformatted_go
+quiet "clang-format would change" unformatted_c
+quiet "go mod tidy would change" go mod tidy -diff
+quiet "go vet" go vet -tags $tags ./...
+quiet "go fix would change" go fix -diff -tags $tags ./...
+quiet "staticcheck" go tool staticcheck -tags $tags ./...
+quiet "generated code differs" regenerated
