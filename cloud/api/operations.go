@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"reflect"
+	"strings"
+
+	"cairn/cloud"
+)
+
+// Aliases are the short words for nouns on the command line.
+var Aliases = map[string][]string{
+	"load-balancer":       {"nlb"},
+	"security-group":      {"sg"},
+	"anti-affinity-group": {"aag"},
+	"instance-pool":       {"pool"},
+}
+
+// Operations is the API. The order is that of documents.
+var Operations = []Operation{
+	list[cloud.ZoneList]("/zone", "list the zones").unsigned(),
+	get[cloud.Operation]("operation", "read an operation"),
+
+	list[cloud.SSHKeyList]("/ssh-key", "list the SSH keys"),
+	ask[cloud.RegisterSSHKeyRequest]("register-ssh-key", "POST", "/ssh-key", "keep a public SSH key", ""),
+	read[cloud.SSHKey]("get-ssh-key", "/ssh-key/{name}", "read an SSH key"),
+	do("delete-ssh-key", "DELETE", "/ssh-key/{name}", "forget an SSH key", ""),
+
+	list[cloud.InstanceTypeList]("/instance-type", "list the sizes of instances"),
+	get[cloud.InstanceType]("instance-type", "read a size of instances"),
+	list[cloud.TemplateList]("/template", "list the templates",
+		Param{Name: "visibility", Enum: []string{"public", "private"}, Doc: "only templates of this visibility", Plain: true},
+		Param{Name: "family", Doc: "only templates of this family", Plain: true}),
+	get[cloud.Template]("template", "read a template"),
+
+	list[cloud.InstanceList]("/instance", "list the instances",
+		Param{Name: "manager-id", Doc: "only instances of this manager"},
+		Param{Name: "manager-type", Enum: []string{cloud.ManagerInstancePool}, Doc: "only instances of a manager of this type", Plain: true},
+		Param{Name: "ip-address", Doc: "only the instance with this public address", Plain: true},
+		Param{Name: "labels", Doc: "only instances with these labels, key=value joined by commas", Plain: true}),
+	ask[cloud.CreateInstanceRequest]("create-instance", "POST", "/instance", "create an instance", "instance"),
+	get[cloud.Instance]("instance", "read an instance"),
+	do("delete-instance", "DELETE", "/instance/{id}", "delete an instance", "instance"),
+	ask[cloud.StartInstanceRequest]("start-instance", "PUT", "/instance/{id}:start", "start an instance", "instance").bodyFree(),
+	do("stop-instance", "PUT", "/instance/{id}:stop", "stop an instance", "instance"),
+
+	list[cloud.AntiAffinityGroupList]("/anti-affinity-group", "list the anti-affinity groups"),
+	ask[cloud.CreateAntiAffinityGroupRequest]("create-anti-affinity-group", "POST", "/anti-affinity-group", "create an anti-affinity group", "anti-affinity-group"),
+	get[cloud.AntiAffinityGroup]("anti-affinity-group", "read an anti-affinity group"),
+	do("delete-anti-affinity-group", "DELETE", "/anti-affinity-group/{id}", "delete an anti-affinity group", "anti-affinity-group"),
+
+	list[cloud.SecurityGroupList]("/security-group", "list the security groups",
+		Param{Name: "visibility", Enum: []string{"private", "public"}, Doc: "only groups of this visibility (private when absent)", Plain: true}),
+	ask[cloud.CreateSecurityGroupRequest]("create-security-group", "POST", "/security-group", "create a security group", "security-group"),
+	get[cloud.SecurityGroup]("security-group", "read a security group"),
+	do("delete-security-group", "DELETE", "/security-group/{id}", "delete a security group", "security-group"),
+	ask[cloud.AddRuleRequest]("add-rule-to-security-group", "POST", "/security-group/{id}/rules", "add a rule to a security group", "security-group"),
+	do("delete-rule-from-security-group", "DELETE", "/security-group/{id}/rules/{rule-id}", "remove a rule from a security group", "security-group"),
+	ask[cloud.InstanceRequest]("attach-instance-to-security-group", "PUT", "/security-group/{id}:attach", "put an instance into a security group", "security-group"),
+	ask[cloud.InstanceRequest]("detach-instance-from-security-group", "PUT", "/security-group/{id}:detach", "take an instance out of a security group", "security-group"),
+
+	list[cloud.InstancePoolList]("/instance-pool", "list the instance pools"),
+	ask[cloud.CreateInstancePoolRequest]("create-instance-pool", "POST", "/instance-pool", "create an instance pool", "instance-pool"),
+	get[cloud.InstancePool]("instance-pool", "read an instance pool"),
+	ask[cloud.UpdateInstancePoolRequest]("update-instance-pool", "PUT", "/instance-pool/{id}", "change an instance pool", "instance-pool"),
+	do("delete-instance-pool", "DELETE", "/instance-pool/{id}", "delete an instance pool and its instances", "instance-pool"),
+	ask[cloud.ScaleInstancePoolRequest]("scale-instance-pool", "PUT", "/instance-pool/{id}:scale", "give an instance pool another size", "instance-pool"),
+	ask[cloud.EvictInstancePoolMembersRequest]("evict-instance-pool-members", "PUT", "/instance-pool/{id}:evict", "remove chosen members from an instance pool", "instance-pool"),
+
+	list[cloud.LoadBalancerList]("/load-balancer", "list the load balancers"),
+	ask[cloud.CreateLoadBalancerRequest]("create-load-balancer", "POST", "/load-balancer", "create a load balancer", "load-balancer"),
+	get[cloud.LoadBalancer]("load-balancer", "read a load balancer"),
+	ask[cloud.UpdateLoadBalancerRequest]("update-load-balancer", "PUT", "/load-balancer/{id}", "change a load balancer", "load-balancer"),
+	do("delete-load-balancer", "DELETE", "/load-balancer/{id}", "delete a load balancer", "load-balancer"),
+	do("reset-load-balancer-field", "DELETE", "/load-balancer/{id}/{field}", "clear a field of a load balancer", "load-balancer").fields("description", "labels"),
+	ask[cloud.AddServiceRequest]("add-service-to-load-balancer", "POST", "/load-balancer/{id}/service", "add a service to a load balancer", "load-balancer"),
+	read[cloud.LoadBalancerService]("get-load-balancer-service", "/load-balancer/{id}/service/{service-id}", "read a service of a load balancer"),
+	ask[cloud.UpdateServiceRequest]("update-load-balancer-service", "PUT", "/load-balancer/{id}/service/{service-id}", "change a service of a load balancer", "load-balancer"),
+	do("delete-load-balancer-service", "DELETE", "/load-balancer/{id}/service/{service-id}", "remove a service from a load balancer", "load-balancer"),
+	do("reset-load-balancer-service-field", "DELETE", "/load-balancer/{id}/service/{service-id}/{field}", "clear a field of a service", "load-balancer").fields("description"),
+}
+
+// Make completes an operation: parameters from its path, noun and verb from path
+// and id.
+func Make(o Operation) Operation {
+	o.Noun, _, _ = strings.Cut(strings.TrimPrefix(o.Path, "/"), "/")
+	o.Verb = verb(o.ID, o.Noun)
+	if o.Params == nil {
+		o.Params = params(o.Path, o.Noun)
+	}
+	if o.Async && o.Response == nil {
+		o.Response = reflect.TypeFor[cloud.Operation]()
+	}
+	return o
+}
+
+// verb is what remains of an operation id without its noun, and without the
+// preposition that joined them: "add-service-to-load-balancer" adds a service.
+func verb(id, noun string) string {
+	before, after, found := strings.Cut(id, noun)
+	if !found {
+		return id
+	}
+	v := strings.Trim(before, "-")
+	v = strings.TrimSuffix(strings.TrimSuffix(v, "-to"), "-from")
+	if after = strings.Trim(strings.TrimPrefix(after, "s"), "-"); after != "" && !strings.HasPrefix(id, "list-") {
+		v += "-" + after
+	}
+	return v
+}
+
+// params reads the parameters of a path: {id} identifies the noun, {x-id} a child
+// of it, every other name is a plain value.
+func params(path, noun string) []Param {
+	var out []Param
+	for rest := path; ; {
+		_, after, found := strings.Cut(rest, "{")
+		if !found {
+			return out
+		}
+		name, after, _ := strings.Cut(after, "}")
+		rest = after
+		p := Param{Name: name}
+		switch child, isChild := strings.CutSuffix(name, "-id"); {
+		case name == "id":
+			p.Noun = noun
+		case isChild:
+			p.Noun, p.Parent = child, 1
+		default:
+			p.Plain = true
+			if name == "name" {
+				p.Noun = noun
+			}
+		}
+		out = append(out, p)
+	}
+}
+
+func list[T any](path, summary string, query ...Param) Operation {
+	return Make(Operation{ID: "list-" + path[1:] + "s", Method: "GET", Path: path, Summary: summary, Query: query,
+		Response: reflect.TypeFor[T]()})
+}
+
+func get[T any](noun, summary string) Operation {
+	return read[T]("get-"+noun, "/"+noun+"/{id}", summary)
+}
+
+func read[T any](id, path, summary string) Operation {
+	return Make(Operation{ID: id, Method: "GET", Path: path, Summary: summary, Response: reflect.TypeFor[T]()})
+}
+
+func do(id, method, path, summary, reference string) Operation {
+	return Make(Operation{ID: id, Method: method, Path: path, Summary: summary, Async: true, Reference: reference})
+}
+
+func ask[T any](id, method, path, summary, reference string) Operation {
+	o := do(id, method, path, summary, reference)
+	o.Request = reflect.TypeFor[T]()
+	return o
+}
+
+func (o Operation) unsigned() Operation { o.Unsigned = true; return o }
+
+func (o Operation) bodyFree() Operation { o.BodyFree = true; return o }
+
+// fields says which fields a reset operation takes.
+func (o Operation) fields(names ...string) Operation {
+	o.Params[len(o.Params)-1].Enum = names
+	return o
+}

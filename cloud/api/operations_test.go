@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"net/http"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+
+	"cairn/cloud"
+)
+
+// golden is the API as promised: id, method, path, and how the command line calls it.
+const golden = `
+list-zones                          GET    /zone                                              zone list
+get-operation                       GET    /operation/{id}                                    operation get
+list-ssh-keys                       GET    /ssh-key                                           ssh-key list
+register-ssh-key                    POST   /ssh-key                                           ssh-key register
+get-ssh-key                         GET    /ssh-key/{name}                                    ssh-key get
+delete-ssh-key                      DELETE /ssh-key/{name}                                    ssh-key delete
+list-instance-types                 GET    /instance-type                                     instance-type list
+get-instance-type                   GET    /instance-type/{id}                                instance-type get
+list-templates                      GET    /template                                          template list
+get-template                        GET    /template/{id}                                     template get
+list-instances                      GET    /instance                                          instance list
+create-instance                     POST   /instance                                          instance create
+get-instance                        GET    /instance/{id}                                     instance get
+delete-instance                     DELETE /instance/{id}                                     instance delete
+start-instance                      PUT    /instance/{id}:start                               instance start
+stop-instance                       PUT    /instance/{id}:stop                                instance stop
+list-anti-affinity-groups           GET    /anti-affinity-group                               anti-affinity-group list
+create-anti-affinity-group          POST   /anti-affinity-group                               anti-affinity-group create
+get-anti-affinity-group             GET    /anti-affinity-group/{id}                          anti-affinity-group get
+delete-anti-affinity-group          DELETE /anti-affinity-group/{id}                          anti-affinity-group delete
+list-security-groups                GET    /security-group                                    security-group list
+create-security-group               POST   /security-group                                    security-group create
+get-security-group                  GET    /security-group/{id}                               security-group get
+delete-security-group               DELETE /security-group/{id}                               security-group delete
+add-rule-to-security-group          POST   /security-group/{id}/rules                         security-group add-rule
+delete-rule-from-security-group     DELETE /security-group/{id}/rules/{rule-id}               security-group delete-rule
+attach-instance-to-security-group   PUT    /security-group/{id}:attach                        security-group attach-instance
+detach-instance-from-security-group PUT    /security-group/{id}:detach                        security-group detach-instance
+list-instance-pools                 GET    /instance-pool                                     instance-pool list
+create-instance-pool                POST   /instance-pool                                     instance-pool create
+get-instance-pool                   GET    /instance-pool/{id}                                instance-pool get
+update-instance-pool                PUT    /instance-pool/{id}                                instance-pool update
+delete-instance-pool                DELETE /instance-pool/{id}                                instance-pool delete
+scale-instance-pool                 PUT    /instance-pool/{id}:scale                          instance-pool scale
+evict-instance-pool-members         PUT    /instance-pool/{id}:evict                          instance-pool evict-members
+list-load-balancers                 GET    /load-balancer                                     load-balancer list
+create-load-balancer                POST   /load-balancer                                     load-balancer create
+get-load-balancer                   GET    /load-balancer/{id}                                load-balancer get
+update-load-balancer                PUT    /load-balancer/{id}                                load-balancer update
+delete-load-balancer                DELETE /load-balancer/{id}                                load-balancer delete
+reset-load-balancer-field           DELETE /load-balancer/{id}/{field}                        load-balancer reset-field
+add-service-to-load-balancer        POST   /load-balancer/{id}/service                        load-balancer add-service
+get-load-balancer-service           GET    /load-balancer/{id}/service/{service-id}           load-balancer get-service
+update-load-balancer-service        PUT    /load-balancer/{id}/service/{service-id}           load-balancer update-service
+delete-load-balancer-service        DELETE /load-balancer/{id}/service/{service-id}           load-balancer delete-service
+reset-load-balancer-service-field   DELETE /load-balancer/{id}/service/{service-id}/{field}   load-balancer reset-service-field
+`
+
+func TestGoldenList(t *testing.T) {
+	var got strings.Builder
+	for _, o := range Operations {
+		got.WriteString(strings.Join([]string{o.ID, o.Method, o.Path, o.Noun, o.Verb}, " ") + "\n")
+	}
+	want := regexp.MustCompile(` +`).ReplaceAllString(strings.TrimPrefix(golden, "\n"), " ")
+	if got.String() != want {
+		t.Errorf("operations:\n%s\nwant:\n%s", got.String(), want)
+	}
+}
+
+func TestEveryOperationIsWhole(t *testing.T) {
+	seen := map[string]bool{}
+	for _, o := range Operations {
+		if seen[o.ID] || seen[o.Method+o.Path] {
+			t.Errorf("%s: id or route is there twice", o.ID)
+		}
+		seen[o.ID], seen[o.Method+o.Path] = true, true
+		if o.Response == nil {
+			t.Errorf("%s: no response shape", o.ID)
+		}
+		if o.Summary == "" || o.Verb == "" || o.Noun == "" {
+			t.Errorf("%s: no summary, verb or noun", o.ID)
+		}
+		if o.Async != (o.Method != http.MethodGet) {
+			t.Errorf("%s: %s and asynchronous %v", o.ID, o.Method, o.Async)
+		}
+		if o.Async && o.Response != reflect.TypeFor[cloud.Operation]() {
+			t.Errorf("%s: asynchronous, and answers %v", o.ID, o.Response)
+		}
+		if o.Reference != "" && Find(Operations, "get-"+o.Reference) == nil {
+			t.Errorf("%s: reference %q cannot be read", o.ID, o.Reference)
+		}
+		if o.Unsigned != (o.ID == "list-zones") {
+			t.Errorf("%s: unsigned %v", o.ID, o.Unsigned)
+		}
+		if n := strings.Count(o.Path, "{"); n != len(o.Params) {
+			t.Errorf("%s: %d parameters in the path, %d described", o.ID, n, len(o.Params))
+		}
+	}
+}
+
+func TestRouteEscapesArguments(t *testing.T) {
+	o := Find(Operations, "update-load-balancer-service")
+	if got := o.Route(map[string]string{"id": "a", "service-id": "b/c"}); got != "/v2/load-balancer/a/service/b%2Fc" {
+		t.Error(got)
+	}
+}
+
+func TestRefer(t *testing.T) {
+	r := Find(Operations, "add-service-to-load-balancer").Refer("x")
+	if r == nil || r.ID != "x" || r.Link != "/v2/load-balancer/x" || r.Command != "get-load-balancer" {
+		t.Errorf("reference %+v", r)
+	}
+	if r := Find(Operations, "register-ssh-key").Refer("x"); r != nil {
+		t.Errorf("reference of a key: %+v", r)
+	}
+}
+
+func TestEndpoint(t *testing.T) {
+	for in, want := range map[string]string{
+		"http://h:1":     "http://h:1/v2",
+		"http://h:1/":    "http://h:1/v2",
+		"http://h:1/v2":  "http://h:1/v2",
+		"http://h:1/v2/": "http://h:1/v2",
+	} {
+		if got := Endpoint(in); got != want {
+			t.Errorf("Endpoint(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
