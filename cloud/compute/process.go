@@ -83,18 +83,30 @@ func (p process) end() error {
 	if !p.alive() {
 		return nil // ended, and the pid was reused, before we held it
 	}
-	for _, try := range []struct {
-		signal  unix.Signal
-		timeout time.Duration
-	}{{unix.SIGTERM, grace}, {unix.SIGKILL, 5 * time.Second}} {
-		if err := unix.PidfdSendSignal(fd, try.signal, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+	// Pid 1 of a namespace ignores what it has no handler for, and a program that
+	// has just started has none yet: hence again and again.
+	for deadline := time.Now().Add(grace); time.Now().Before(deadline); {
+		if err := signal(fd, unix.SIGTERM); err != nil {
 			return fmt.Errorf("signal process %d: %w", p.PID, err)
 		}
-		if waitPidfd(fd, try.timeout) {
+		if waitPidfd(fd, grace/20) {
 			return nil
 		}
 	}
+	if err := signal(fd, unix.SIGKILL); err != nil {
+		return fmt.Errorf("kill process %d: %w", p.PID, err)
+	}
+	if waitPidfd(fd, 5*time.Second) {
+		return nil
+	}
 	return fmt.Errorf("end process %d: still there after kill", p.PID)
+}
+
+func signal(pidfd int, s unix.Signal) error {
+	if err := unix.PidfdSendSignal(pidfd, s, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	return nil
 }
 
 func waitPidfd(fd int, timeout time.Duration) bool {
