@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	_ "github.com/jackc/pgx/v5/stdlib" // registers the driver "pgx"
+	"github.com/pressly/goose/v3"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// errConflict says that another writer was in the way and the transaction may
+// be tried again from its beginning.
+var errConflict = errors.New("conflict with another writer")
+
+type dialect int
+
+const (
+	sqliteDialect dialect = iota
+	postgresDialect
+)
+
+// connect opens the writer (one connection) and the readers.
+func (s *Store) connect(dsn string) error {
+	writerDSN, readerDSN, driver := dsn, dsn, "pgx"
+	s.dialect = postgresDialect
+	if strings.HasPrefix(dsn, "postgres://") || strings.HasPrefix(dsn, "postgresql://") {
+		var err error
+		if writerDSN, err = withTimeouts(dsn); err != nil {
+			return err
+		}
+		readerDSN = writerDSN
+	} else {
+		s.dialect, driver = sqliteDialect, "sqlite"
+		writerDSN, readerDSN = sqliteDSN(dsn, false), sqliteDSN(dsn, true)
+	}
+	var err error
+	if s.writer, err = sql.Open(driver, writerDSN); err != nil {
+		return err
+	}
+	s.writer.SetMaxOpenConns(1)
+	if s.readers, err = sql.Open(driver, readerDSN); err != nil {
+		s.writer.Close()
+		return err
+	}
+	s.readers.SetMaxOpenConns(8)
+	s.readers.SetMaxIdleConns(4)
+	return nil
+}
+
+// sqliteDSN is the file with the settings of a connection. synchronous=FULL
+// makes a commit survive the loss of power, at 0.3 ms.
+func sqliteDSN(path string, readOnly bool) string {
+	q := url.Values{"_pragma": {
+		fmt.Sprintf("busy_timeout(%d)", waitForWriter/time.Millisecond),
+		"journal_mode(WAL)",
+		"synchronous(FULL)",
+	}}
+	if readOnly {
+		q.Add("_pragma", "query_only(1)")
+	} else {
+		q.Set("_txlock", "immediate")
+	}
+	return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + q.Encode()
+}
+
+// withTimeouts bounds what a statement, a lock and a forgotten transaction may
+// cost the others.
+func withTimeouts(dsn string) (string, error) {
+	u, err := url.Parse(dsn)
+	if err != nil {
+		return "", err
+	}
+	q := u.Query()
+	for name, value := range map[string]string{
+		"statement_timeout": "10s", "lock_timeout": "5s",
+		"idle_in_transaction_session_timeout": "10s",
+	} {
+		if !q.Has(name) {
+			q.Set(name, value)
+		}
+	}
+	u.RawQuery = q.Encode()
+	return u.String(), nil
+}
+
+func migrate(ctx context.Context, d dialect, db *sql.DB) error {
+	files, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return err
+	}
+	name := goose.DialectSQLite3
+	if d == postgresDialect {
+		name = goose.DialectPostgres
+	}
+	provider, err := goose.NewProvider(name, db, files)
+	if err != nil {
+		return err
+	}
+	_, err = provider.Up(ctx)
+	return err
+}
+
+// writeOptions: PostgreSQL finds out by itself when two replicas' decisions
+// contradict each other; SQLite has one writer at a time.
+func (d dialect) writeOptions() *sql.TxOptions {
+	if d == postgresDialect {
+		return &sql.TxOptions{Isolation: sql.LevelSerializable}
+	}
+	return nil
+}
+
+func (d dialect) readOptions() *sql.TxOptions {
+	if d == postgresDialect {
+		return &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true}
+	}
+	return nil
+}
+
+// classify gives a driver's error the store's meaning and keeps its words.
+func (d dialect) classify(err error) error {
+	var pg *pgconn.PgError
+	var lite *sqlite.Error
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, sql.ErrNoRows):
+		return ErrNotFound
+	case errors.As(err, &pg):
+		switch pg.Code {
+		// Serialization failure, deadlock, and a unique violation: names are
+		// looked up before they are written, so it is a race as well.
+		case "40001", "40P01", "23505":
+			return fmt.Errorf("%w: %w", errConflict, err)
+		case "55P03", "57014": // lock timeout, statement timeout
+			return fmt.Errorf("%w: %w", ErrBusy, err)
+		}
+	case errors.As(err, &lite):
+		switch lite.Code() & 0xff {
+		case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
+			return fmt.Errorf("%w: %w", ErrBusy, err)
+		case sqlite3.SQLITE_CONSTRAINT:
+			return fmt.Errorf("%w: %w", ErrExists, err)
+		}
+	}
+	return err
+}

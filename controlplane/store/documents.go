@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"net/netip"
+	"time"
+
+	"cairn/cloud"
+)
+
+// The documents embed the noun that a customer sees and add what only the zone
+// needs. Numbers are those of the wire, allocated in the transaction that
+// makes the document.
+
+// SSHKeyDoc is a key. Customers know it by its name; its id is the store's.
+type SSHKeyDoc struct {
+	cloud.SSHKey
+	PublicKey string `json:"public-key"`
+}
+
+// AntiAffinityDoc is a group; its members are found by their references.
+type AntiAffinityDoc struct {
+	cloud.AntiAffinityGroup
+}
+
+// SecurityGroupDoc is a group with its rules. Status is the state of its
+// machine, which the contract does not show.
+type SecurityGroupDoc struct {
+	cloud.SecurityGroup
+	Number      uint32              `json:"number"`
+	RuleNumbers map[cloud.ID]uint32 `json:"rule-numbers"` // by rule id
+	Status      string              `json:"status"`
+}
+
+// What an instance is wanted to be.
+const (
+	WantedRunning = "running"
+	WantedStopped = "stopped"
+)
+
+// InstanceDoc is an instance and where it is.
+type InstanceDoc struct {
+	cloud.Instance
+	Hypervisor cloud.ID   `json:"hypervisor,omitempty"`
+	HostNumber uint32     `json:"host-number,omitempty"`
+	Port       uint32     `json:"port,omitempty"`
+	Class      uint32     `json:"class,omitempty"` // of its set of security groups; also the id of its policy
+	Wanted     string     `json:"wanted"`
+	Pool       cloud.ID   `json:"pool,omitempty"`
+	Address    netip.Addr `json:"address,omitzero"`
+	MAC        string     `json:"mac,omitempty"`
+	Driver     string     `json:"driver"`
+	Command    string     `json:"command"`
+
+	UserDataRaw []byte `json:"user-data-raw,omitempty"` // decoded
+}
+
+// PoolDoc is an instance pool. Its members are instances with Pool set.
+type PoolDoc struct {
+	cloud.InstancePool
+	Wanted int        `json:"wanted"`          // members it is on its way to
+	Evict  []cloud.ID `json:"evict,omitempty"` // members chosen to go first
+}
+
+// LoadBalancerDoc is a load balancer. Its services are resources of their own
+// and are not stored in it.
+type LoadBalancerDoc struct {
+	cloud.LoadBalancer
+	VIP netip.Addr `json:"vip"`
+}
+
+// Verdicts on a backend.
+const (
+	VerdictInitial = "initial" // not asked yet; used as if it were well
+	VerdictSuccess = "success"
+	VerdictFailure = "failure"
+)
+
+// States of a backend.
+const (
+	BackendActive   = "active"
+	BackendDraining = "draining" // gets no new flow, keeps its old ones
+	BackendDead     = "dead"     // gone: its port or its hypervisor
+)
+
+// ServiceDoc is a service of a load balancer with its backends. Its slot table
+// is a row of its own (Slots), of generation SlotsGeneration.
+type ServiceDoc struct {
+	cloud.LoadBalancerService
+	LoadBalancer    cloud.ID     `json:"load-balancer"`
+	VIP             netip.Addr   `json:"vip"`
+	Number          uint32       `json:"number"`
+	Seed            uint32       `json:"seed"`
+	Panic           bool         `json:"panic,omitempty"` // too few backends are well: all are used
+	Backends        []BackendDoc `json:"backends"`
+	SlotsGeneration uint64       `json:"slots-generation"`
+}
+
+// BackendDoc is an instance behind a service.
+type BackendDoc struct {
+	Number     uint32    `json:"number"`
+	Instance   cloud.ID  `json:"instance"`
+	Generation uint64    `json:"generation"` // of what is checked; a verdict on an older one is void
+	Verdict    string    `json:"verdict"`
+	State      string    `json:"state"`
+	Since      time.Time `json:"since,omitzero"` // in this state
+}
+
+// HypervisorDoc is a hypervisor: what the operator said when adding it, what
+// its agent brought when it joined, and what is known of it now.
+type HypervisorDoc struct {
+	ID            cloud.ID   `json:"id"`
+	Name          string     `json:"name"`
+	Number        uint32     `json:"number"`
+	FailureDomain string     `json:"failure-domain"`
+	Joined        bool       `json:"joined"`
+	Endpoint      netip.Addr `json:"endpoint,omitzero"` // of the tunnel
+	MTU           uint32     `json:"mtu,omitempty"`
+	Roles         []string   `json:"roles,omitempty"`
+	Drivers       []string   `json:"drivers,omitempty"`
+	CPUs          int        `json:"cpus,omitempty"`
+	Memory        int64      `json:"memory,omitempty"` // octets
+	Version       string     `json:"version,omitempty"`
+	Draining      bool       `json:"draining,omitempty"`
+
+	// Unreachable is a fact that was committed: the lease has expired or the
+	// uplink is down.
+	Unreachable bool      `json:"unreachable,omitempty"`
+	UplinkDown  bool      `json:"uplink-down,omitempty"`
+	Since       time.Time `json:"since,omitzero"` // unreachable since
+}
+
+// Roles of a hypervisor.
+const (
+	RoleCompute = "compute"
+	RoleLB      = "lb"
+	RoleDNS     = "dns"
+)
+
+// HasRole reports whether the hypervisor's agent serves in a role.
+func (h HypervisorDoc) HasRole(role string) bool {
+	for _, r := range h.Roles {
+		if r == role {
+			return true
+		}
+	}
+	return false
+}
+
+// Kind and Index of each document.
+
+func (SSHKeyDoc) Kind() Kind { return KindSSHKey }
+func (d SSHKeyDoc) Index() Index {
+	return Index{Name: d.Name, Unique: d.Name, State: "registered"}
+}
+
+func (AntiAffinityDoc) Kind() Kind { return KindAntiAffinity }
+func (d AntiAffinityDoc) Index() Index {
+	return Index{Name: d.Name, Unique: d.Name, State: "running"}
+}
+
+func (SecurityGroupDoc) Kind() Kind { return KindSecurityGroup }
+func (d SecurityGroupDoc) Index() Index {
+	return Index{Name: d.Name, Unique: d.Name, State: d.Status}
+}
+
+func (InstanceDoc) Kind() Kind { return KindInstance }
+func (d InstanceDoc) Index() Index {
+	return Index{Name: d.Name, State: string(d.State)}
+}
+
+func (PoolDoc) Kind() Kind { return KindPool }
+func (d PoolDoc) Index() Index {
+	return Index{Name: d.Name, State: string(d.State)}
+}
+
+func (LoadBalancerDoc) Kind() Kind { return KindLoadBalancer }
+func (d LoadBalancerDoc) Index() Index {
+	return Index{Name: d.Name, Unique: d.Name, State: string(d.State)}
+}
+
+func (ServiceDoc) Kind() Kind { return KindService }
+
+// Index makes the name unique within the load balancer only.
+func (d ServiceDoc) Index() Index {
+	return Index{Name: d.Name, Unique: string(d.LoadBalancer) + "/" + d.Name, State: string(d.State)}
+}
+
+func (HypervisorDoc) Kind() Kind { return KindHypervisor }
+func (d HypervisorDoc) Index() Index {
+	state := "added"
+	switch {
+	case d.Unreachable:
+		state = "unreachable"
+	case d.Joined:
+		state = "joined"
+	}
+	return Index{Name: d.Name, Unique: d.Name, State: state}
+}
