@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+#include "maps.h"
+
+/*
+ * The compiler describes only types that something uses. These pointers use
+ * those that Go needs besides the keys and values of the outermost maps; they
+ * are constants that no program reads.
+ */
+const enum reason *const export_reason;
+const enum svc_flag *const export_svc_flag;
+const enum backend_flag *const export_backend_flag;
+const enum nexthop_flag *const export_nexthop_flag;
+const enum local_flag *const export_local_flag;
+const enum port_flag *const export_port_flag;
+const enum prefix_flag *const export_prefix_flag;
+const enum scope *const export_scope;
+const enum direction *const export_direction;
+const enum ct_state *const export_ct_state;
+const enum ct_flag *const export_ct_flag;
+const enum note_flag *const export_note_flag;
+const struct note *const export_note;
+const struct ct_key *const export_ct_key;
+const struct ct *const export_ct;

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+// The names by which the rest of Cairn knows the generated types.
+type (
+	Ip16      = uplinkIp16
+	Cfg       = uplinkCfg
+	Meta      = uplinkMeta
+	Vip4Key   = uplinkVip4Key
+	Svc       = uplinkSvc
+	Backend   = uplinkBackend
+	Nexthop   = uplinkNexthop
+	Stat      = uplinkStat
+	Vtep      = uplinkVtep
+	LocalKey  = uplinkLocalKey
+	Local     = uplinkLocal
+	FdbKey    = uplinkFdbKey
+	PortCfg   = uplinkPortCfg
+	AddrKey   = uplinkAddrKey
+	PrefixKey = uplinkPrefixKey
+	MemberKey = uplinkMemberKey
+	CidrKey   = uplinkCidrKey
+	BmKey     = uplinkBmKey
+	BoundsKey = uplinkBoundsKey
+	Bounds    = uplinkBounds
+	PortBmKey = uplinkPortBmKey
+	RulesKey  = uplinkRulesKey
+	Rules     = uplinkRules
+	RuleStat  = uplinkRuleStat
+	CtKey     = uplinkCtKey
+	Ct        = uplinkCt
+	Note      = uplinkNote
+)
+
+// Values of the fields that maps.h declares as enums.
+const (
+	SvcSourceHash = uint32(uplinkSvcFlagSVC_SOURCE_HASH)
+	SvcPanic      = uint32(uplinkSvcFlagSVC_PANIC)
+
+	BackendValid = uint32(uplinkBackendFlagBACKEND_VALID)
+	NexthopValid = uint16(uplinkNexthopFlagNEXTHOP_VALID)
+
+	LocalReady    = uint16(uplinkLocalFlagLOCAL_READY)
+	LocalDraining = uint16(uplinkLocalFlagLOCAL_DRAINING)
+
+	PortEgressOpen = uint32(uplinkPortFlagPORT_EGRESS_OPEN)
+
+	PrefixHost      = uint32(uplinkPrefixFlagPREFIX_HOST)
+	PrefixInstances = uint32(uplinkPrefixFlagPREFIX_INSTANCES)
+
+	ScopePublic = uint32(uplinkScopeSCOPE_PUBLIC)
+
+	DirectionIn  = uint32(uplinkDirectionDIRECTION_IN)
+	DirectionOut = uint32(uplinkDirectionDIRECTION_OUT)
+
+	CtNew         = uint8(uplinkCtStateCT_NEW)
+	CtReplied     = uint8(uplinkCtStateCT_REPLIED)
+	CtEstablished = uint8(uplinkCtStateCT_ESTABLISHED)
+	CtClosing     = uint8(uplinkCtStateCT_CLOSING)
+	CtClosed      = uint8(uplinkCtStateCT_CLOSED)
+	CtReset       = uint8(uplinkCtStateCT_RESET)
+
+	CtHost   = uint8(uplinkCtFlagCT_HOST)
+	CtFinIn  = uint8(uplinkCtFlagCT_FIN_IN)
+	CtFinOut = uint8(uplinkCtFlagCT_FIN_OUT)
+
+	NotePresent = uint32(uplinkNoteFlagNOTE_PRESENT)
+)
+
+const (
+	// LBVNI is the VNI of load-balanced packets between hosts.
+	LBVNI = 0xFFFFFE
+	// BoundsMax is the room for bounds in one Bounds record.
+	BoundsMax = 128
+	// Schema is the version of the layout of all maps: the folder of pins is
+	// called after it.
+	Schema = 1
+	// CtQuota is how many flows a port may have if nobody says otherwise.
+	CtQuota = 8192
+	// GuardMark is the skb mark without which no frame enters a port; a
+	// socket that sends to a port itself sets it with SO_MARK.
+	GuardMark = 0xCA190001
+)

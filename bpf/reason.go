@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+
+	"github.com/cilium/ebpf/btf"
+)
+
+// Reason is why a packet left a program; the index in the map reasons. The
+// list is in include/reason.h.
+type Reason = uplinkReason
+
+// String is the enumerator's name in lower case, without its prefix:
+// "policy_in".
+func (r uplinkReason) String() string {
+	if name, ok := reasonNames()[r]; ok {
+		return name
+	}
+	return fmt.Sprintf("reason_%d", uint32(r))
+}
+
+// Reasons lists every reason a program can count, by number.
+func Reasons() []Reason {
+	var all []Reason
+	for r := Reason(0); r < uplinkReasonREASON_MAX; r++ {
+		if _, ok := reasonNames()[r]; ok && r != uplinkReasonREASON_NONE {
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+// IsDrop tells whether a packet that left for this reason is gone.
+func (r uplinkReason) IsDrop() bool { return r >= uplinkReasonREASON_MALFORMED }
+
+// The names come out of the object's own type information, so that no second
+// list can differ from it.
+var reasonNames = sync.OnceValue(func() map[Reason]string {
+	names := map[Reason]string{}
+	spec, err := loadUplink()
+	if err != nil {
+		return names
+	}
+	var enum *btf.Enum
+	if err := spec.Types.TypeByName("reason", &enum); err != nil {
+		return names
+	}
+	for _, v := range enum.Values {
+		if v.Name != "REASON_MAX" {
+			names[Reason(v.Value)] = strings.ToLower(strings.TrimPrefix(v.Name, "REASON_"))
+		}
+	}
+	return names
+})
+
+// The reasons by name.
+const (
+	ReasonNone            = uplinkReasonREASON_NONE
+	ReasonPassNotIPv4     = uplinkReasonREASON_PASS_NOT_IPV4
+	ReasonPassHost        = uplinkReasonREASON_PASS_HOST
+	ReasonPassOtherVNI    = uplinkReasonREASON_PASS_OTHER_VNI
+	ReasonSent            = uplinkReasonREASON_SENT
+	ReasonForwarded       = uplinkReasonREASON_FORWARDED
+	ReasonDelivered       = uplinkReasonREASON_DELIVERED
+	ReasonEchoed          = uplinkReasonREASON_ECHOED
+	ReasonProbed          = uplinkReasonREASON_PROBED
+	ReasonToPort          = uplinkReasonREASON_TO_PORT
+	ReasonToUplink        = uplinkReasonREASON_TO_UPLINK
+	ReasonToDoor          = uplinkReasonREASON_TO_DOOR
+	ReasonARPAnswered     = uplinkReasonREASON_ARP_ANSWERED
+	ReasonGuardAdmitted   = uplinkReasonREASON_GUARD_ADMITTED
+	ReasonMalformed       = uplinkReasonREASON_MALFORMED
+	ReasonNotIPv4         = uplinkReasonREASON_NOT_IPV4
+	ReasonFragment        = uplinkReasonREASON_FRAGMENT
+	ReasonProtocol        = uplinkReasonREASON_PROTOCOL
+	ReasonOversize        = uplinkReasonREASON_OVERSIZE
+	ReasonTTL             = uplinkReasonREASON_TTL
+	ReasonBadSource       = uplinkReasonREASON_BAD_SOURCE
+	ReasonBadDestination  = uplinkReasonREASON_BAD_DESTINATION
+	ReasonUnknownEndpoint = uplinkReasonREASON_UNKNOWN_ENDPOINT
+	ReasonNoService       = uplinkReasonREASON_NO_SERVICE
+	ReasonStaleService    = uplinkReasonREASON_STALE_SERVICE
+	ReasonNoSlot          = uplinkReasonREASON_NO_SLOT
+	ReasonNoBackend       = uplinkReasonREASON_NO_BACKEND
+	ReasonNoNexthop       = uplinkReasonREASON_NO_NEXTHOP
+	ReasonNoLocal         = uplinkReasonREASON_NO_LOCAL
+	ReasonDraining        = uplinkReasonREASON_DRAINING
+	ReasonVIPICMP         = uplinkReasonREASON_VIP_ICMP
+	ReasonNoHeadroom      = uplinkReasonREASON_NO_HEADROOM
+	ReasonNoMeta          = uplinkReasonREASON_NO_META
+	ReasonHops            = uplinkReasonREASON_HOPS
+	ReasonNoPort          = uplinkReasonREASON_NO_PORT
+	ReasonNoPolicy        = uplinkReasonREASON_NO_POLICY
+	ReasonPolicyIn        = uplinkReasonREASON_POLICY_IN
+	ReasonPolicyOut       = uplinkReasonREASON_POLICY_OUT
+	ReasonSpoofedMAC      = uplinkReasonREASON_SPOOFED_MAC
+	ReasonSpoofedIP       = uplinkReasonREASON_SPOOFED_IP
+	ReasonSpoofedARP      = uplinkReasonREASON_SPOOFED_ARP
+	ReasonARPIgnored      = uplinkReasonREASON_ARP_IGNORED
+	ReasonHostAddress     = uplinkReasonREASON_HOST_ADDRESS
+	ReasonNoCt            = uplinkReasonREASON_NO_CT
+	ReasonCtFull          = uplinkReasonREASON_CT_FULL
+	ReasonCtCollision     = uplinkReasonREASON_CT_COLLISION
+	ReasonNoDoorFlow      = uplinkReasonREASON_NO_DOOR_FLOW
+	ReasonGuard           = uplinkReasonREASON_GUARD
+	ReasonNoConfig        = uplinkReasonREASON_NO_CONFIG
+)
