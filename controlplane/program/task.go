@@ -92,6 +92,12 @@ type Tasks interface {
 	// Finish writes Progress and Outcome, sets Finished and frees the lease.
 	// ErrLost as above.
 	Finish(ctx context.Context, t Task, o Outcome) error
+
+	// Free ends the leases of owner, without touching Claim. A worker calls it
+	// once when it starts, so that what its predecessor of the same name held
+	// need not wait for the leases to run out. Should the predecessor live
+	// after all, nothing worse happens than at the end of a lease.
+	Free(ctx context.Context, owner string) error
 }
 
 // Inbox is the other side of the store: what an orchestrator calls inside the
