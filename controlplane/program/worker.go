@@ -235,6 +235,11 @@ func (r *run) await(ctx context.Context, heartbeat <-chan time.Time, wake time.T
 	case <-ctx.Done():
 		return nil, r.giveBack(ctx)
 	case result := <-r.results:
+		if ctx.Err() != nil {
+			// An error may come of nothing but our own end: it does not count.
+			r.results <- result
+			return nil, r.giveBack(ctx)
+		}
 		return r.drain(result), nil
 	case <-alarm:
 		return nil, nil
