@@ -738,7 +738,10 @@ func (x *Nack) GetReason() string {
 	return ""
 }
 
-// Status is sent at least once a second; it is the agent's sign of life.
+// Status is sent at least once a second; it is the agent's sign of life. The
+// first one of a stream carries a report of every object that has a state,
+// later ones those that changed. Digests, with the revision they are of, come
+// at least once a minute: the control plane compares them with its own.
 type Status struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	UplinkDown    bool                   `protobuf:"varint,1,opt,name=uplink_down,json=uplinkDown,proto3" json:"uplink_down,omitempty"`
@@ -1019,6 +1022,10 @@ func (*ToAgent_Intent) isToAgent_Message() {}
 func (*ToAgent_Drain) isToAgent_Message() {}
 
 // Delta is applied at once. Inside a snapshot from is 0 and to its revision.
+// One that is too large for a frame of 1 MiB comes as several: to of all but
+// the last is from, so that the revision is reached with the last one. From may
+// be below the agent's revision, never above it. An empty delta moves the
+// revision on.
 type Delta struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	From          uint64                 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
