@@ -62,6 +62,17 @@ func ParseID(s string) (ID, error) {
 
 func (id ID) String() string { return string(id) }
 
+// UnmarshalText reads a UUID in lower case, whatever its case was. Anything else
+// stays as it is: whether an id must be a UUID is for the reader to judge.
+func (id *ID) UnmarshalText(b []byte) error {
+	p, err := ParseID(string(b))
+	if err != nil {
+		p = ID(b)
+	}
+	*id = p
+	return nil
+}
+
 // Ref points at another object. Clients may send the whole object: all but the id
 // is ignored.
 type Ref struct {

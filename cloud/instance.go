@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -134,10 +135,9 @@ type CreateInstanceRequest struct {
 
 // Validate checks what no single field can say.
 func (r *CreateInstanceRequest) Validate() []FieldError {
-	return append(validUserData(r.UserData), validRefs(map[string][]Ref{
-		"security-groups":      r.SecurityGroups,
-		"anti-affinity-groups": r.AntiAffinityGroups,
-	})...)
+	return slices.Concat(validUserData(r.UserData),
+		validRefs("security-groups", r.SecurityGroups),
+		validRefs("anti-affinity-groups", r.AntiAffinityGroups))
 }
 
 // StartInstanceRequest is the body of start-instance, which may be absent.
@@ -153,16 +153,14 @@ func validUserData(s string) []FieldError {
 }
 
 // validRefs refuses a list that names one object twice.
-func validRefs(lists map[string][]Ref) []FieldError {
+func validRefs(name string, refs []Ref) []FieldError {
 	var faults []FieldError
-	for name, refs := range lists {
-		seen := make(map[ID]bool, len(refs))
-		for i, r := range refs {
-			if seen[r.ID] {
-				faults = append(faults, Fault(fmt.Sprintf("%s[%d].id", name, i), "named twice"))
-			}
-			seen[r.ID] = true
+	seen := make(map[ID]bool, len(refs))
+	for i, r := range refs {
+		if seen[r.ID] {
+			faults = append(faults, Fault(fmt.Sprintf("%s[%d].id", name, i), "named twice"))
 		}
+		seen[r.ID] = true
 	}
 	return faults
 }

@@ -4,6 +4,7 @@ package cloud
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -59,10 +60,9 @@ func (p *InstancePool) Validate() []FieldError {
 	if p.MinAvailable > p.Size {
 		faults = append(faults, Fault("min-available", "expected at most the size of the pool, %d", p.Size))
 	}
-	return append(faults, validRefs(map[string][]Ref{
-		"security-groups":      p.SecurityGroups,
-		"anti-affinity-groups": p.AntiAffinityGroups,
-	})...)
+	return slices.Concat(faults,
+		validRefs("security-groups", p.SecurityGroups),
+		validRefs("anti-affinity-groups", p.AntiAffinityGroups))
 }
 
 // InstancePoolList answers list-instance-pools.
