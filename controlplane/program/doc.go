@@ -17,7 +17,7 @@
 //     never cleans up under a sibling that is still building.
 //   - Nothing is begun that has not been written down first, and a worker that
 //     lost its lease writes nothing.
-//   - A cancelled program begins no further leaf but those of finally clauses
-//     (and of rescues already under way) and ends as cancelled.
+//   - A cancelled program begins no further leaf but those that clean up: the
+//     rescue of a body that has failed, and finally clauses.
 //   - Programs of one subject run one after the other, in order of insertion.
 package program

@@ -48,8 +48,8 @@ type Wait struct {
 }
 
 // Try guards a body. Rescue begins when the body has failed and every leaf of
-// it has settled; a cancelled body is not rescued. Finally comes last, always.
-// Neither is cut short by a cancel or by the task's deadline.
+// it has settled; a body that was cut short by a cancel is not rescued. Finally
+// comes last, always. Neither is stopped by a cancel or by the task's deadline.
 type Try struct {
 	Body    Node  `json:"body"`
 	Rescue  *Node `json:"rescue,omitempty"`
