@@ -3,7 +3,6 @@
 package program
 
 import (
-	"encoding/json"
 	"fmt"
 	"hash/fnv"
 	"maps"
@@ -378,33 +377,4 @@ func backoff(l Leaf, attempt int, salt string) time.Duration {
 	h := fnv.New32a()
 	fmt.Fprintf(h, "%s#%d", salt, attempt)
 	return d - d/4*time.Duration(h.Sum32()%1024)/1024
-}
-
-// find returns the leaf at a path, nil if there is none.
-func find(n Node, path string) *Leaf {
-	if path == "" {
-		return n.Leaf
-	}
-	step, rest, _ := strings.Cut(path, "/")
-	var found *Leaf
-	n.children("", func(child Node, at string) {
-		if at == step {
-			found = find(child, rest)
-		}
-	})
-	return found
-}
-
-// encodeProgress and decodeProgress give the form that a Task carries.
-func encodeProgress(p Progress) ([]byte, error) { return json.Marshal(p) }
-
-func decodeProgress(b []byte) (Progress, error) {
-	p := Progress{}
-	if len(b) == 0 {
-		return p, nil
-	}
-	if err := json.Unmarshal(b, &p); err != nil {
-		return nil, fmt.Errorf("decode progress: %w", err)
-	}
-	return p, nil
 }

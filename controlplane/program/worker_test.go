@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -306,10 +307,11 @@ func crashRun(t *testing.T, n program.Node, fails map[string]int, crash int) (o 
 	synctest.Test(t, func(t *testing.T) {
 		m, s := &tasktest.Memory{}, &site{fails: fails}
 		insert(t, m, "t", "", n)
+		var dead atomic.Bool
 		count := 0
 		m.Hook = func(_ string, after bool) error {
 			if count++; crash > 0 && count >= crash {
-				crashed = true
+				dead.Store(true)
 				return errDead
 			}
 			return nil
@@ -317,11 +319,12 @@ func crashRun(t *testing.T, n program.Node, fails map[string]int, crash int) (o 
 		ctx, kill := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { worker(m, s, "w").Run(ctx); close(done) }()
-		for i := 0; i < 300 && !crashed && !m.All()[0].Finished; i++ {
+		for i := 0; i < 300 && !dead.Load() && !m.All()[0].Finished; i++ {
 			time.Sleep(time.Second)
 		}
 		kill()
 		<-done
+		crashed = dead.Load()
 		m.Hook = nil
 		defer start(t, worker(m, s, "v"))()
 		o = finished(t, m)[0].Outcome
