@@ -6,4 +6,4 @@ package bpf
 // same maps and needs no second set. Objects are the same from any folder.
 //
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -type reason -type note -type direction -type scope -type svc_flag -type backend_flag -type nexthop_flag -type local_flag -type port_flag -type prefix_flag -type ct_state -type ct_flag -type note_flag -type ct_key -type ct uplink uplink.bpf.c -- -std=gnu11 -O2 -mcpu=v3 -Wall -Wextra -Werror -fno-strict-aliasing -ffile-prefix-map=$PWD=. -idirafter /usr/include/x86_64-linux-gnu -Iinclude
-//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -no-global-types port port.bpf.c -- -std=gnu11 -O2 -mcpu=v3 -Wall -Wextra -Werror -fno-strict-aliasing -ffile-prefix-map=$PWD=. -idirafter /usr/include/x86_64-linux-gnu -Iinclude
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -no-global-types -type sweep port port.bpf.c -- -std=gnu11 -O2 -mcpu=v3 -Wall -Wextra -Werror -fno-strict-aliasing -ffile-prefix-map=$PWD=. -idirafter /usr/include/x86_64-linux-gnu -Iinclude

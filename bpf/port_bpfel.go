@@ -8,9 +8,19 @@ import (
 	_ "embed"
 	"fmt"
 	"io"
+	"structs"
 
 	"github.com/cilium/ebpf"
 )
+
+type portSweep struct {
+	_       structs.HostLayout
+	Port    uint32
+	Live    uint32
+	Expired uint32
+	Pad     uint32
+	Now     uint64
+}
 
 // loadPort returns the embedded CollectionSpec for port.
 func loadPort() (*ebpf.CollectionSpec, error) {
@@ -54,7 +64,10 @@ type portSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type portProgramSpecs struct {
-	VmIn *ebpf.ProgramSpec `ebpf:"vm_in"`
+	CtSweep *ebpf.ProgramSpec `ebpf:"ct_sweep"`
+	SvcIn   *ebpf.ProgramSpec `ebpf:"svc_in"`
+	VmGuard *ebpf.ProgramSpec `ebpf:"vm_guard"`
+	VmIn    *ebpf.ProgramSpec `ebpf:"vm_in"`
 }
 
 // portMapSpecs contains maps before they are loaded into the kernel.
@@ -223,11 +236,17 @@ type portVariables struct {
 //
 // It can be passed to loadPortObjects or ebpf.CollectionSpec.LoadAndAssign.
 type portPrograms struct {
-	VmIn *ebpf.Program `ebpf:"vm_in"`
+	CtSweep *ebpf.Program `ebpf:"ct_sweep"`
+	SvcIn   *ebpf.Program `ebpf:"svc_in"`
+	VmGuard *ebpf.Program `ebpf:"vm_guard"`
+	VmIn    *ebpf.Program `ebpf:"vm_in"`
 }
 
 func (p *portPrograms) Close() error {
 	return _PortClose(
+		p.CtSweep,
+		p.SvcIn,
+		p.VmGuard,
 		p.VmIn,
 	)
 }

@@ -1,12 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
 //go:build ignore
-/* SPDX-License-Identifier: Apache-2.0 */
 
+#include <linux/pkt_cls.h>
+
+#include "conntrack.h"
+#include "decap.h"
 #include "export.h"
+#include "nlb.h"
+#include "port.h"
+
+/* The uplink: what comes from the network, first in XDP, then at tcx. */
+
+/* Source of the self-test's packets. Only a test run can use it: such a packet
+ * does not come from the uplink. */
+const volatile __be32 probe_source = 0;
+
+/* A test run cannot give metadata to tcx: there the note lies in skb->cb. */
+const volatile bool note_in_cb = false;
+
+/* Choose among a service's backends. */
+static __always_inline enum reason choose(struct trip *t)
+{
+	__u32 id = t->svc->id;
+	enum reason reason;
+
+	t->hash = flow_hash(t->svc, &t->pkt);
+	reason = slot_of(t->svc, t->hash, &t->backend, &t->other);
+	if (reason)
+		return reason;
+	if (!t->backend)
+		return REASON_NO_BACKEND;
+	if (t->probe)
+		return REASON_NONE;
+	count_stat(bpf_map_lookup_elem(&svc_stat, &id), &t->pkt);
+	count_stat(bpf_map_lookup_elem(&backend_stat, &t->backend), &t->pkt);
+	return REASON_NONE;
+}
+
+/* Answer a ping to a VIP, back to where it came from. */
+static __always_inline int echo(struct xdp_md *ctx)
+{
+	struct cursor c = xdp_cursor(ctx);
+	struct ethhdr *eth = take(&c, sizeof(*eth));
+	struct iphdr *ip = take(&c, sizeof(*ip));
+	__u8 mac[ETH_ALEN];
+	struct icmphdr *icmp;
+	__be32 client;
+
+	if (!eth || !ip)
+		return leave(XDP_DROP, REASON_MALFORMED);
+	icmp = take_l4(&c, ip, sizeof(*icmp));
+	if (!icmp)
+		return leave(XDP_DROP, REASON_MALFORMED);
+	__builtin_memcpy(mac, eth->h_source, ETH_ALEN);
+	__builtin_memcpy(eth->h_source, eth->h_dest, ETH_ALEN);
+	__builtin_memcpy(eth->h_dest, mac, ETH_ALEN);
+	client = ip->saddr;
+	ip->saddr = ip->daddr;
+	ip->daddr = client;
+	ip->check = csum_swap(ip->check, ip->ttl, OUTER_TTL);
+	ip->ttl = OUTER_TTL;
+	icmp->checksum = csum_swap(icmp->checksum, ICMP_ECHO, ICMP_ECHOREPLY);
+	icmp->type = ICMP_ECHOREPLY;
+	return leave(XDP_TX, REASON_ECHOED);
+}
+
+/* Nobody serves this tuple: the host's own packet, unless to a VIP. */
+static __always_inline int unserved(struct xdp_md *ctx, const struct trip *t, enum reason reason)
+{
+	if (!bpf_map_lookup_elem(&vipaddr4, &t->pkt.daddr))
+		return leave(XDP_PASS, REASON_PASS_HOST);
+	if (reason != REASON_NO_SERVICE || t->pkt.proto != IPPROTO_ICMP)
+		return end_trip(t, XDP_DROP, reason);
+	if (t->pkt.icmp_type == ICMP_ECHO)
+		return echo(ctx);
+	return leave(XDP_DROP, REASON_VIP_ICMP);
+}
+
+/* A packet whose destination may be a VIP. */
+static __always_inline int from_client(struct xdp_md *ctx, const struct cfg *c, struct trip *t, enum reason reason)
+{
+	t->probe = probe_source && t->pkt.saddr == probe_source && ctx->ingress_ifindex != c->uplink;
+	if (!reason)
+		reason = service_of(&t->pkt, &t->svc, &t->svc_index);
+	if (reason)
+		return unserved(ctx, t, reason);
+	if (is_host_source(t->pkt.saddr) && !t->probe)
+		return leave(XDP_DROP, REASON_BAD_SOURCE);
+	reason = choose(t);
+	if (reason)
+		return end_trip(t, XDP_DROP, reason);
+	return travel(ctx, c, t);
+}
 
 SEC("xdp")
-int uplink(struct xdp_md *ctx __attribute__((unused)))
+int uplink(struct xdp_md *ctx)
 {
-	return XDP_PASS;
+	struct cursor cur = xdp_cursor(ctx);
+	struct ethhdr *eth = take(&cur, sizeof(*eth));
+	struct cfg *c = config();
+	struct trip trip = {};
+	struct packet *pkt = &trip.pkt;
+	enum reason reason;
+
+	if (!c)
+		return leave(XDP_PASS, REASON_NO_CONFIG);
+	if (!eth || eth->h_proto != bpf_htons(ETH_P_IP))
+		return leave(XDP_PASS, REASON_PASS_NOT_IPV4);
+	reason = parse_ipv4(&cur, pkt);
+	if (reason == REASON_MALFORMED)
+		return leave(XDP_DROP, REASON_MALFORMED);
+	if (pkt->daddr == c->endpoint && pkt->proto == IPPROTO_UDP && pkt->dport == bpf_htons(VXLAN_PORT))
+		return from_tunnel(ctx, c, cur, &trip);
+	if (!vip_bit(pkt->daddr))
+		return leave(XDP_PASS, REASON_PASS_HOST);
+	return from_client(ctx, c, &trip, reason);
+}
+
+/* What uplink left with the packet, if it did. The only reader of the note. */
+static __always_inline bool note_read(struct __sk_buff *skb, struct note *note)
+{
+	struct cursor meta;
+	struct note *left;
+
+	if (note_in_cb) {
+		note->flags = skb->cb[0];
+		note->svc = skb->cb[1];
+		note->backend = skb->cb[2];
+		note->hash = skb->cb[3];
+		return note->flags & NOTE_PRESENT;
+	}
+	meta = skb_meta(skb);
+	left = take(&meta, sizeof(*left));
+	if (!left || !(left->flags & NOTE_PRESENT))
+		return false;
+	*note = *left;
+	return true;
+}
+
+/* The note names the service the packet came through. */
+static __always_inline enum reason heed(const struct note *note, struct visit *v)
+{
+	__u32 index = note->svc;
+	struct svc *s = bpf_map_lookup_elem(&svc, &index);
+
+	if (!s)
+		return REASON_STALE_SERVICE;
+	v->flow.service = s->id;
+	v->flow.vip = s->vip;
+	v->flow.vip_port = s->port;
+	v->flow.backend = note->backend;
+	v->flow.hash = note->hash;
+	return REASON_NONE;
+}
+
+/* An address without a port: the host's own, or nobody's. */
+static __always_inline int no_port(const struct frame *f, bool noted)
+{
+	if (noted || prefix_flags(f->pkt.daddr) & PREFIX_INSTANCES)
+		return drop(f, REASON_NO_PORT);
+	return pass(f, REASON_PASS_HOST);
+}
+
+SEC("tcx/ingress")
+int uplink_in(struct __sk_buff *skb)
+{
+	struct note note = {};
+	bool noted = note_read(skb, &note);
+	struct visit v = {};
+	struct frame f = {};
+	struct port_cfg *pc;
+	enum reason reason;
+
+	if (!read_frame(skb, &f))
+		return pass(&f, REASON_MALFORMED);
+	if (f.proto != bpf_htons(ETH_P_IP))
+		return pass(&f, REASON_PASS_NOT_IPV4);
+	if (f.reason == REASON_MALFORMED)
+		return drop(&f, f.reason);
+	if (is_host_source(f.pkt.saddr))
+		return drop(&f, REASON_BAD_SOURCE);
+	pc = port_at(f.pkt.daddr, &v.port);
+	if (!pc)
+		return no_port(&f, noted);
+	if (f.reason)
+		return drop(&f, f.reason);
+	reason = noted ? heed(&note, &v) : REASON_NONE;
+	if (!reason)
+		reason = enter(&f, &v, pc);
+	if (reason)
+		return drop(&f, reason);
+	return to_port(skb, &f, pc);
 }
 
 char _license[] SEC("license") = "Apache-2.0";

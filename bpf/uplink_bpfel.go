@@ -411,7 +411,8 @@ type uplinkSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type uplinkProgramSpecs struct {
-	Uplink *ebpf.ProgramSpec `ebpf:"uplink"`
+	Uplink   *ebpf.ProgramSpec `ebpf:"uplink"`
+	UplinkIn *ebpf.ProgramSpec `ebpf:"uplink_in"`
 }
 
 // uplinkMapSpecs contains maps before they are loaded into the kernel.
@@ -468,6 +469,8 @@ type uplinkVariableSpecs struct {
 	ExportReason      *ebpf.VariableSpec `ebpf:"export_reason"`
 	ExportScope       *ebpf.VariableSpec `ebpf:"export_scope"`
 	ExportSvcFlag     *ebpf.VariableSpec `ebpf:"export_svc_flag"`
+	NoteInCb          *ebpf.VariableSpec `ebpf:"note_in_cb"`
+	ProbeSource       *ebpf.VariableSpec `ebpf:"probe_source"`
 }
 
 // uplinkObjects contains all objects after they have been loaded into the kernel.
@@ -574,18 +577,22 @@ type uplinkVariables struct {
 	ExportReason      *ebpf.Variable `ebpf:"export_reason"`
 	ExportScope       *ebpf.Variable `ebpf:"export_scope"`
 	ExportSvcFlag     *ebpf.Variable `ebpf:"export_svc_flag"`
+	NoteInCb          *ebpf.Variable `ebpf:"note_in_cb"`
+	ProbeSource       *ebpf.Variable `ebpf:"probe_source"`
 }
 
 // uplinkPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadUplinkObjects or ebpf.CollectionSpec.LoadAndAssign.
 type uplinkPrograms struct {
-	Uplink *ebpf.Program `ebpf:"uplink"`
+	Uplink   *ebpf.Program `ebpf:"uplink"`
+	UplinkIn *ebpf.Program `ebpf:"uplink_in"`
 }
 
 func (p *uplinkPrograms) Close() error {
 	return _UplinkClose(
 		p.Uplink,
+		p.UplinkIn,
 	)
 }
 

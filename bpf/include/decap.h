@@ -1,0 +1,434 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+#include "conntrack.h"
+#include "nlb.h"
+
+/*
+ * Between hosts a load-balanced packet travels as VXLAN: the inner destination
+ * MAC is the backend's, the inner source MAC says where the packet has been:
+ * 0x0a | generation << 2 + hop | id of the other owner, in network order.
+ *
+ * trip is one such packet on its way: to a backend, to the one that owned the
+ * slot before, into a port of this host.
+ */
+
+#define VXLAN_PORT 4789
+#define VXLAN_VNI_VALID 0x08
+#define OUTER_TTL 64
+#define MAC_TAG 0x0a
+#define HOPS_MAX 2
+
+struct vxlanhdr {
+	__u8 flags;
+	__u8 reserved[3];
+	__be32 vni; /* and 8 reserved bits */
+};
+
+/* Ethernet, IPv4, UDP and VXLAN. */
+#define TUNNEL_OVERHEAD \
+	((int)(sizeof(struct ethhdr) + sizeof(struct iphdr) + sizeof(struct udphdr) + sizeof(struct vxlanhdr)))
+
+struct trip {
+	struct packet pkt;
+	struct svc *svc;
+	struct backend *to; /* where it goes, while that is another host */
+	struct local *at; /* where it is, once that is a port of this host */
+	__u32 svc_index;
+	__u32 hash;
+	__u32 backend; /* that it is meant for */
+	__u32 other; /* owner of the slot that the encapsulation names */
+	__u32 port;
+	__u8 hop; /* how often it was handed on */
+	bool probe; /* the self-test's own packet */
+};
+
+/* The self-test's packets are counted apart, wherever they end. */
+static __always_inline int end_trip(const struct trip *t, int action, enum reason reason)
+{
+	return leave(action, t->probe ? REASON_PROBED : reason);
+}
+
+/* Inner source MAC */
+
+static __always_inline void write_tag(__u8 *mac, __u32 generation, __u8 hop, __u32 other)
+{
+	mac[0] = MAC_TAG;
+	mac[1] = (generation & 0x3f) << 2 | (hop & 3);
+	mac[2] = other >> 24;
+	mac[3] = other >> 16;
+	mac[4] = other >> 8;
+	mac[5] = other;
+}
+
+static __always_inline enum reason read_tag(const __u8 *mac, struct trip *t)
+{
+	if (mac[0] != MAC_TAG)
+		return REASON_MALFORMED;
+	t->hop = mac[1] & 3;
+	t->other = (__u32)mac[2] << 24 | (__u32)mac[3] << 16 | (__u32)mac[4] << 8 | mac[5];
+	return REASON_NONE;
+}
+
+/* Where a backend is: another host (t->to), or a port of this one (t->at). */
+static __always_inline enum reason locate(struct trip *t, const struct cfg *c)
+{
+	struct fdb_key key = { .vni = c->lb_vni };
+	struct local_key here = { .service = t->svc->id };
+	struct backend *b = backend_of(t->backend);
+	__u32 *port;
+
+	if (!b)
+		return REASON_NO_BACKEND;
+	if (b->endpoint && b->endpoint != c->endpoint) {
+		t->to = b;
+		return REASON_NONE;
+	}
+	__builtin_memcpy(key.mac, b->mac, sizeof(key.mac));
+	port = bpf_map_lookup_elem(&fdb, &key);
+	if (!port)
+		return REASON_NO_LOCAL;
+	t->port = *port;
+	here.port = t->port;
+	t->at = bpf_map_lookup_elem(&local, &here);
+	return t->at ? REASON_NONE : REASON_NO_LOCAL;
+}
+
+/* The other owner of the slot: the one the encapsulation names, else the one
+ * this host's own record of the slot names; 0 in the steady state. */
+static __always_inline __u32 next_owner(const struct trip *t)
+{
+	__u32 cur = 0, prev = 0;
+
+	if (t->other && t->other != t->backend)
+		return t->other;
+	if (t->hop || slot_of(t->svc, t->hash, &cur, &prev))
+		return 0;
+	if (cur != t->backend)
+		return cur;
+	return prev != t->backend ? prev : 0;
+}
+
+enum verdict {
+	VERDICT_DELIVER,
+	VERDICT_HAND_ON,
+	VERDICT_REFUSE,
+};
+
+/* What a host does with a packet for a backend of its own. */
+static __always_inline enum verdict weigh(const struct trip *t, bool known, __u32 next)
+{
+	if (known)
+		return VERDICT_DELIVER;
+	if (is_syn(&t->pkt)) {
+		bool draining = t->at->flags & LOCAL_DRAINING;
+		bool ready = t->at->flags & LOCAL_READY && !draining;
+
+		if (ready || t->svc->flags & SVC_PANIC)
+			return VERDICT_DELIVER;
+		if (next && t->hop < HOPS_MAX)
+			return VERDICT_HAND_ON;
+		return draining ? VERDICT_REFUSE : VERDICT_DELIVER;
+	}
+	if (next && t->hop == 0)
+		return VERDICT_HAND_ON;
+	if (next && t->hop == 1 && t->pkt.proto == IPPROTO_UDP)
+		return VERDICT_HAND_ON;
+	return VERDICT_DELIVER;
+}
+
+/*
+ * Does this port know the flow as one of this service? A SYN on an
+ * ending flow begins a new one, so for it that flow is not known.
+ */
+static __noinline bool is_known(const struct ct_key *key, __u32 port, const struct svc *s, bool syn)
+{
+	void *flows = flows_of(port);
+	struct ct *f;
+
+	if (!flows || !s)
+		return false;
+	f = bpf_map_lookup_elem(flows, key);
+	if (!f || is_expired(f, key->proto, bpf_ktime_get_ns()))
+		return false;
+	if (syn && is_ending(f))
+		return false;
+	return f->service == s->id && f->vip_port == s->port;
+}
+
+static __always_inline bool is_known_here(const struct trip *t)
+{
+	struct ct_key key = {
+		.peer = ip16_of(t->pkt.saddr),
+		.own = t->at->ip,
+		.peer_port = t->pkt.sport,
+		.own_port = t->at->target_port,
+		.proto = t->pkt.proto,
+	};
+
+	return is_known(&key, t->port, t->svc, is_syn(&t->pkt));
+}
+
+static __always_inline void write_outer_ip(struct iphdr *ip, const struct cfg *c, const struct trip *t)
+{
+	__builtin_memset(ip, 0, sizeof(*ip));
+	ip->version = 4;
+	ip->ihl = sizeof(*ip) / 4;
+	ip->tot_len = bpf_htons(t->pkt.length + TUNNEL_OVERHEAD);
+	ip->frag_off = bpf_htons(0x4000); /* DF */
+	ip->ttl = OUTER_TTL;
+	ip->protocol = IPPROTO_UDP;
+	ip->saddr = c->endpoint;
+	ip->daddr = t->to->endpoint;
+	ip->check = ip_csum(ip);
+}
+
+/* RFC 7348: the source port is from the dynamic range, by flow. The hash's
+ * upper bits, because the lower ones chose the slot. */
+static __always_inline void write_outer_udp(struct udphdr *udp, const struct trip *t)
+{
+	udp->source = bpf_htons(49152 + (t->hash >> 18));
+	udp->dest = bpf_htons(VXLAN_PORT);
+	udp->len = bpf_htons(t->pkt.length + TUNNEL_OVERHEAD - sizeof(struct iphdr));
+	udp->check = 0;
+}
+
+/* Put the tunnel's headers in front; the old Ethernet header becomes the inner
+ * one. */
+static __always_inline enum reason encapsulate(struct xdp_md *ctx, const struct cfg *c, const struct trip *t,
+					       const struct nexthop *nexthop)
+{
+	struct ethhdr *eth, *inner;
+	struct vxlanhdr *vxlan;
+	struct udphdr *udp;
+	struct iphdr *ip, *inner_ip;
+	struct cursor cur;
+
+	if (bpf_xdp_adjust_head(ctx, -TUNNEL_OVERHEAD))
+		return REASON_NO_HEADROOM;
+	cur = xdp_cursor(ctx);
+	eth = take(&cur, sizeof(*eth));
+	ip = take(&cur, sizeof(*ip));
+	udp = take(&cur, sizeof(*udp));
+	vxlan = take(&cur, sizeof(*vxlan));
+	inner = take(&cur, sizeof(*inner));
+	inner_ip = take(&cur, sizeof(*inner_ip));
+	if (!eth || !ip || !udp || !vxlan || !inner || !inner_ip)
+		return REASON_MALFORMED;
+	ttl_decrement(inner_ip);
+	__builtin_memcpy(inner->h_dest, t->to->mac, ETH_ALEN);
+	write_tag(inner->h_source, t->svc->generation, t->hop, t->other);
+	__builtin_memset(vxlan, 0, sizeof(*vxlan));
+	vxlan->flags = VXLAN_VNI_VALID;
+	vxlan->vni = bpf_htonl(c->lb_vni << 8);
+	write_outer_udp(udp, t);
+	write_outer_ip(ip, c, t);
+	__builtin_memcpy(eth->h_dest, nexthop->mac, ETH_ALEN);
+	__builtin_memcpy(eth->h_source, c->uplink_mac, ETH_ALEN);
+	eth->h_proto = bpf_htons(ETH_P_IP);
+	return REASON_NONE;
+}
+
+/* Off to another host. */
+static __always_inline int send(struct xdp_md *ctx, const struct cfg *c, struct trip *t)
+{
+	__u32 index = t->to->nexthop;
+	struct nexthop *hop = bpf_map_lookup_elem(&nexthops, &index);
+	struct nexthop nexthop = {};
+	enum reason reason;
+
+	if (hop)
+		*(__u64 *)&nexthop = READ_ONCE(*(__u64 *)hop);
+	if (!(nexthop.flags & NEXTHOP_VALID))
+		return end_trip(t, XDP_DROP, REASON_NO_NEXTHOP);
+	if (t->svc->mtu && t->pkt.length > t->svc->mtu)
+		return end_trip(t, XDP_DROP, REASON_OVERSIZE);
+	if (t->pkt.ttl <= 1)
+		return end_trip(t, XDP_DROP, REASON_TTL);
+	reason = encapsulate(ctx, c, t, &nexthop);
+	if (reason)
+		return end_trip(t, XDP_DROP, reason);
+	return end_trip(t, XDP_TX, t->hop ? REASON_FORWARDED : REASON_SENT);
+}
+
+/* VIP:port → instance:target-port, checksums following. */
+static __always_inline enum reason rewrite_destination(struct cursor c, const struct trip *t)
+{
+	__be32 from = t->pkt.daddr, to = ip16_v4(&t->at->ip);
+	__be16 port = t->at->target_port;
+	struct iphdr *ip;
+
+	if (!take(&c, sizeof(struct ethhdr)))
+		return REASON_MALFORMED;
+	ip = take(&c, sizeof(*ip));
+	if (!ip)
+		return REASON_MALFORMED;
+	ip->check = csum_swap(ip->check, from, to);
+	ip->daddr = to;
+	if (t->pkt.proto == IPPROTO_TCP) {
+		struct tcphdr *tcp = take_l4(&c, ip, sizeof(*tcp));
+
+		if (!tcp)
+			return REASON_MALFORMED;
+		tcp->check = csum_swap(csum_swap(tcp->check, from, to), tcp->dest, port);
+		tcp->dest = port;
+	} else {
+		struct udphdr *udp = take_l4(&c, ip, sizeof(*udp));
+
+		if (!udp)
+			return REASON_MALFORMED;
+		if (udp->check) {
+			udp->check = csum_swap(csum_swap(udp->check, from, to), udp->dest, port);
+			if (!udp->check)
+				udp->check = 0xffff;
+		}
+		udp->dest = port;
+	}
+	return REASON_NONE;
+}
+
+/* Into a port of this host: rewrite, leave the note, let uplink_in judge. */
+static __always_inline int deliver(struct xdp_md *ctx, struct trip *t)
+{
+	struct cursor meta;
+	struct note *note;
+	enum reason reason;
+
+	reason = rewrite_destination(xdp_cursor(ctx), t);
+	if (reason)
+		return end_trip(t, XDP_DROP, reason);
+	if (bpf_xdp_adjust_meta(ctx, -(int)sizeof(*note)))
+		return end_trip(t, XDP_DROP, REASON_NO_META);
+	meta = xdp_meta(ctx);
+	note = take(&meta, sizeof(*note));
+	if (!note)
+		return end_trip(t, XDP_DROP, REASON_NO_META);
+	note->flags = NOTE_PRESENT;
+	note->svc = t->svc_index;
+	note->backend = t->at->backend;
+	note->hash = t->hash;
+	return end_trip(t, XDP_PASS, REASON_DELIVERED);
+}
+
+static __always_inline void count_handed_on(const struct trip *t)
+{
+	__u32 id = t->svc->id;
+	struct stat *s;
+
+	if (t->probe)
+		return;
+	s = bpf_map_lookup_elem(&svc_stat, &id);
+	if (s)
+		s->forwarded++;
+}
+
+/*
+ * Bring the packet to its backend. While that is a port of this host, weigh
+ * whether it is the right one; a next owner here is tried in the same pass.
+ */
+static __always_inline int travel(struct xdp_md *ctx, const struct cfg *c, struct trip *t)
+{
+	for (int i = 0; i <= HOPS_MAX; i++) {
+		enum verdict verdict;
+		enum reason reason;
+		__u32 next, here;
+
+		if (!t->at) {
+			reason = locate(t, c);
+			if (reason)
+				return end_trip(t, XDP_DROP, reason);
+			if (t->to)
+				return send(ctx, c, t);
+		}
+		next = next_owner(t);
+		verdict = weigh(t, is_known_here(t), next);
+		if (verdict == VERDICT_DELIVER)
+			return deliver(ctx, t);
+		if (verdict == VERDICT_REFUSE)
+			return end_trip(t, XDP_DROP, REASON_DRAINING);
+		here = t->backend;
+		t->backend = next;
+		t->other = here;
+		t->hop++;
+		t->at = NULL;
+		count_handed_on(t);
+	}
+	return end_trip(t, XDP_DROP, REASON_HOPS);
+}
+
+/* Take the tunnel's headers off: the outer Ethernet header stays. */
+static __always_inline enum reason strip(struct xdp_md *ctx, struct trip *t)
+{
+	struct cursor c = xdp_cursor(ctx);
+	struct ethhdr *eth = take(&c, sizeof(*eth));
+	struct ethhdr saved;
+
+	if (!eth)
+		return REASON_MALFORMED;
+	saved = *eth;
+	if (bpf_xdp_adjust_head(ctx, TUNNEL_OVERHEAD))
+		return REASON_NO_HEADROOM;
+	c = xdp_cursor(ctx);
+	eth = take(&c, sizeof(*eth));
+	if (!eth)
+		return REASON_MALFORMED;
+	*eth = saved;
+	return parse_ipv4(&c, &t->pkt);
+}
+
+/* The stripped packet's service, and the backend at t->port. */
+static __always_inline enum reason arrive(struct trip *t)
+{
+	struct local_key here = { .port = t->port };
+	enum reason reason;
+
+	if (is_host_source(t->pkt.saddr))
+		return REASON_BAD_SOURCE;
+	reason = service_of(&t->pkt, &t->svc, &t->svc_index);
+	if (reason)
+		return reason;
+	here.service = t->svc->id;
+	t->at = bpf_map_lookup_elem(&local, &here);
+	if (!t->at)
+		return REASON_NO_LOCAL;
+	t->backend = t->at->backend;
+	t->hash = flow_hash(t->svc, &t->pkt);
+	return REASON_NONE;
+}
+
+/*
+ * A packet to the own endpoint; the cursor stands behind the outer UDP header.
+ * A known sender is a filter, not authentication: the edge keeps strangers out
+ * of the underlay.
+ */
+static __always_inline int from_tunnel(struct xdp_md *ctx, const struct cfg *c, struct cursor cur, struct trip *t)
+{
+	struct fdb_key key = { .vni = c->lb_vni };
+	__be32 sender = t->pkt.saddr;
+	struct vxlanhdr *vxlan;
+	struct ethhdr *inner;
+	enum reason reason;
+	__u32 *port;
+
+	if (!bpf_map_lookup_elem(&vteps, &sender))
+		return leave(XDP_DROP, REASON_UNKNOWN_ENDPOINT);
+	vxlan = take(&cur, sizeof(*vxlan));
+	if (!vxlan || !(vxlan->flags & VXLAN_VNI_VALID))
+		return leave(XDP_DROP, REASON_MALFORMED);
+	if (bpf_ntohl(vxlan->vni) >> 8 != c->lb_vni)
+		return leave(XDP_PASS, REASON_PASS_OTHER_VNI);
+	inner = take(&cur, sizeof(*inner));
+	if (!inner || inner->h_proto != bpf_htons(ETH_P_IP) || read_tag(inner->h_source, t))
+		return leave(XDP_DROP, REASON_MALFORMED);
+	__builtin_memcpy(key.mac, inner->h_dest, sizeof(key.mac));
+	port = bpf_map_lookup_elem(&fdb, &key);
+	if (!port)
+		return leave(XDP_DROP, REASON_NO_LOCAL);
+	t->port = *port;
+	reason = strip(ctx, t);
+	if (!reason)
+		reason = arrive(t);
+	if (reason)
+		return leave(XDP_DROP, reason);
+	return travel(ctx, c, t);
+}
