@@ -69,7 +69,8 @@ type Waiter interface {
 	Wait(ctx context.Context, op cloud.ID) (*cloud.Operation, error)
 }
 
-// Audit is told of every request that was verified, after its answer.
+// Audit is told of every request to an operation, before its answer leaves. Where
+// the signature was refused, Org and Key are empty.
 type Audit func(ctx context.Context, c Call, status int, elapsed time.Duration)
 
 // Config is what New needs.
