@@ -4,6 +4,8 @@ package store
 
 import (
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"cairn/cloud"
@@ -139,13 +141,26 @@ const (
 )
 
 // HasRole reports whether the hypervisor's agent serves in a role.
-func (h HypervisorDoc) HasRole(role string) bool {
-	for _, r := range h.Roles {
-		if r == role {
-			return true
-		}
+func (h HypervisorDoc) HasRole(role string) bool { return slices.Contains(h.Roles, role) }
+
+// ClassOwner is the owner of the number of a class: the set of groups itself,
+// in one order, so that equal sets have one number.
+func ClassOwner(groups []cloud.Ref) string {
+	if len(groups) == 0 {
+		return "none"
 	}
-	return false
+	ids := make([]string, len(groups))
+	for i, g := range groups {
+		ids[i] = string(g.ID)
+	}
+	slices.Sort(ids)
+	return strings.Join(slices.Compact(ids), ",")
+}
+
+// ClassRef is what instances of a class refer to, so that the last one to
+// leave is known. There is no resource of this kind.
+func ClassRef(groups []cloud.Ref) Ref {
+	return Ref{Kind: NumberClass, ID: cloud.ID(ClassOwner(groups))}
 }
 
 // Kind and Index of each document.
@@ -197,4 +212,39 @@ func (d HypervisorDoc) Index() Index {
 		state = "joined"
 	}
 	return Index{Name: d.Name, Unique: d.Name, State: state}
+}
+
+// References of each document that uses others.
+
+// References of an instance: its groups, and its class.
+func (d InstanceDoc) References() []Ref {
+	refs := append(refsTo(KindSecurityGroup, d.SecurityGroups), refsTo(KindAntiAffinity, d.AntiAffinityGroups)...)
+	return append(refs, ClassRef(d.SecurityGroups))
+}
+
+// References of a pool: the groups its next members will be in.
+func (d PoolDoc) References() []Ref {
+	return append(refsTo(KindSecurityGroup, d.SecurityGroups), refsTo(KindAntiAffinity, d.AntiAffinityGroups)...)
+}
+
+// References of a service: its pool.
+func (d ServiceDoc) References() []Ref { return refsTo(KindPool, []cloud.Ref{d.InstancePool}) }
+
+// References of a security group: the groups its rules name, but itself.
+func (d SecurityGroupDoc) References() []Ref {
+	var refs []Ref
+	for _, r := range d.Rules {
+		if g := r.SecurityGroup; g != nil && g.ID != "" && g.ID != d.ID {
+			refs = append(refs, Ref{KindSecurityGroup, g.ID})
+		}
+	}
+	return refs
+}
+
+func refsTo(kind Kind, to []cloud.Ref) []Ref {
+	refs := make([]Ref, len(to))
+	for i, r := range to {
+		refs[i] = Ref{kind, r.ID}
+	}
+	return refs
 }

@@ -57,6 +57,12 @@ type Document interface {
 	Index() Index
 }
 
+// Referrer is a document that uses other resources. Put takes note of it, and
+// as long as it stands what it names cannot be deleted.
+type Referrer interface {
+	References() []Ref
+}
+
 // Doc is a resource with its document decoded. Revision says which state of
 // it was read: Put refuses a document that has changed since, with ErrStale.
 type Doc[T Document] struct {
@@ -164,6 +170,9 @@ func Put[T Document](tx *Tx, operation cloud.ID, d Doc[T]) error {
 	if err := tx.put(operation, row); err != nil {
 		return fmt.Errorf("%s %s: %w", row.Kind, row.ID, err)
 	}
+	if r, ok := any(d.Body).(Referrer); ok {
+		return tx.setReferences(d.Ref(), r.References())
+	}
 	return nil
 }
 
@@ -236,7 +245,7 @@ func (tx *Tx) Delete(operation cloud.ID, ref Ref) error {
 	if len(users) > 0 {
 		return &InUseError{What: ref, Users: users}
 	}
-	if err := tx.SetReferences(ref); err != nil {
+	if err := tx.setReferences(ref, nil); err != nil {
 		return fmt.Errorf("delete %s %s: %w", ref.Kind, ref.ID, err)
 	}
 	tx.hold(pendingRow{row: row, base: row.Revision, deleted: true, operation: operation})
@@ -299,27 +308,41 @@ func (tx *Tx) Rows(kind Kind, org cloud.ID) ([]Row, error) {
 	return rows, nil
 }
 
-// SetReferences replaces what a resource refers to. As long as it does, what
-// it refers to cannot be deleted.
-func (tx *Tx) SetReferences(from Ref, to ...Ref) error {
-	if _, err := tx.exec(`DELETE FROM reference WHERE from_kind = $1 AND from_id = $2`, from.Kind, from.ID); err != nil {
+// setReferences replaces what a resource refers to.
+func (tx *Tx) setReferences(from Ref, to []Ref) error {
+	have, err := query(tx, scanRef, `SELECT to_kind, to_id FROM reference WHERE from_kind = $1 AND from_id = $2`,
+		from.Kind, from.ID)
+	if err != nil {
 		return fmt.Errorf("references of %s: %w", from, err)
 	}
-	for _, t := range to {
-		_, err := tx.exec(`INSERT INTO reference (from_kind, from_id, to_kind, to_id) VALUES ($1, $2, $3, $4)
-			ON CONFLICT (from_kind, from_id, to_kind, to_id) DO NOTHING`, from.Kind, from.ID, t.Kind, t.ID)
+	for _, r := range have {
+		if slices.Contains(to, r) {
+			continue
+		}
+		_, err := tx.exec(`DELETE FROM reference WHERE from_kind = $1 AND from_id = $2 AND to_kind = $3 AND to_id = $4`,
+			from.Kind, from.ID, r.Kind, r.ID)
 		if err != nil {
-			return fmt.Errorf("reference from %s to %s: %w", from, t, err)
+			return fmt.Errorf("reference from %s to %s: %w", from, r, err)
+		}
+	}
+	for _, r := range to {
+		if slices.Contains(have, r) {
+			continue
+		}
+		_, err := tx.exec(`INSERT INTO reference (from_kind, from_id, to_kind, to_id) VALUES ($1, $2, $3, $4)
+			ON CONFLICT (from_kind, from_id, to_kind, to_id) DO NOTHING`, from.Kind, from.ID, r.Kind, r.ID)
+		if err != nil {
+			return fmt.Errorf("reference from %s to %s: %w", from, r, err)
 		}
 	}
 	return nil
 }
 
+func scanRef(scan func(...any) error) (r Ref, err error) { return r, scan(&r.Kind, &r.ID) }
+
 // Referrers lists who refers to a resource.
 func (tx *Tx) Referrers(to Ref) ([]Ref, error) {
-	refs, err := query(tx, func(scan func(...any) error) (r Ref, err error) {
-		return r, scan(&r.Kind, &r.ID)
-	}, `SELECT from_kind, from_id FROM reference WHERE to_kind = $1 AND to_id = $2
+	refs, err := query(tx, scanRef, `SELECT from_kind, from_id FROM reference WHERE to_kind = $1 AND to_id = $2
 		ORDER BY from_kind, from_id`, to.Kind, to.ID)
 	if err != nil {
 		return nil, fmt.Errorf("referrers of %s: %w", to, err)

@@ -183,6 +183,9 @@ func (s *Store) writeOnce(ctx context.Context, fn func(*Tx) error) (Revision, er
 		return 0, fmt.Errorf("commit: %w", s.dialect.classify(err))
 	}
 	s.committed()
+	for _, fn := range tx.after {
+		fn()
+	}
 	return rev, nil
 }
 

@@ -223,16 +223,42 @@ func testNames(t *testing.T, s *Store, _ *clock) {
 
 func testReferences(t *testing.T, s *Store, _ *clock) {
 	a, b := group("a"), group("b")
-	write(t, s, func(tx *Tx) error {
-		return errors.Join(Put(tx, "", a), Put(tx, "", b), tx.SetReferences(b.Ref(), a.Ref(), a.Ref()))
-	})
+	web := Doc[InstanceDoc]{ID: cloud.NewID(), Org: org, Body: InstanceDoc{Instance: cloud.Instance{
+		Name: "web", AntiAffinityGroups: []cloud.Ref{{ID: a.ID}, {ID: b.ID}}}}}
+	write(t, s, func(tx *Tx) error { return errors.Join(Put(tx, "", a), Put(tx, "", b), Put(tx, "", web)) })
 	_, err := s.Write(t.Context(), func(tx *Tx) error { return tx.Delete("", a.Ref()) })
 	var used *InUseError
-	if !errors.As(err, &used) || len(used.Users) != 1 || used.Users[0] != b.Ref() || !strings.Contains(err.Error(), string(b.ID)) {
+	if !errors.As(err, &used) || len(used.Users) != 1 || used.Users[0] != web.Ref() || !strings.Contains(err.Error(), string(web.ID)) {
 		t.Fatalf("delete in use: %v", err)
 	}
-	write(t, s, func(tx *Tx) error { return tx.Delete("", b.Ref()) })
+	// An instance that leaves a group lets it go, and keeps the other one.
+	write(t, s, func(tx *Tx) error {
+		d, err := Get[InstanceDoc](tx, org, web.ID)
+		d.Body.AntiAffinityGroups = []cloud.Ref{{ID: b.ID}}
+		return errors.Join(err, Put(tx, "", d))
+	})
 	write(t, s, func(tx *Tx) error { return tx.Delete("", a.Ref()) })
+	_, err = s.Write(t.Context(), func(tx *Tx) error { return tx.Delete("", b.Ref()) })
+	if !errors.As(err, &used) {
+		t.Fatalf("delete in use: %v", err)
+	}
+	write(t, s, func(tx *Tx) error { return tx.Delete("", web.Ref()) })
+	write(t, s, func(tx *Tx) error { return tx.Delete("", b.Ref()) })
+	read(t, s, func(tx *Tx) error {
+		var n int
+		err := tx.queryRow([]any{&n}, `SELECT COUNT(*) FROM reference`)
+		if n != 0 {
+			t.Errorf("%d references left", n)
+		}
+		return err
+	})
+}
+
+func TestClassOwner(t *testing.T) {
+	ab, ba := []cloud.Ref{{ID: "a"}, {ID: "b"}}, []cloud.Ref{{ID: "b"}, {ID: "a"}, {ID: "b"}}
+	if ClassOwner(ab) != ClassOwner(ba) || ClassOwner(ab) == ClassOwner(ab[:1]) || ClassOwner(nil) == "" {
+		t.Errorf("owners: %q %q %q %q", ClassOwner(ab), ClassOwner(ba), ClassOwner(ab[:1]), ClassOwner(nil))
+	}
 }
 
 // testRevisions: with writers at work at the same time, revisions have no gap,

@@ -25,6 +25,7 @@ type Tx struct {
 	pending    map[key]*pendingRow // resources to be written at the end
 	order      []key               // in which they were first touched
 	operations []cloud.ID          // made here; they get the revision too
+	after      []func()            // what others are told, once it is true
 }
 
 type key struct {
@@ -45,6 +46,11 @@ func (tx *Tx) Context() context.Context { return tx.ctx }
 
 // Now is the store's clock.
 func (tx *Tx) Now() time.Time { return tx.store.clock() }
+
+// AfterCommit calls fn once the transaction is committed; never if it is not.
+// What is told this way is told late or, after a crash, never: it may speed
+// things up and nothing else.
+func (tx *Tx) AfterCommit(fn func()) { tx.after = append(tx.after, fn) }
 
 // exec writes rows that carry no revision.
 func (tx *Tx) exec(query string, args ...any) (int64, error) {
