@@ -127,7 +127,8 @@ type Policy struct {
 	Rules []Rule // ascending by ID
 }
 
-// Rule admits traffic. PeerGroup 0 means that the peer is Peer.
+// Rule admits traffic. PeerGroup 0 means that the peer is Peer; Protocol 0 is
+// any protocol.
 type Rule struct {
 	ID                 uint32
 	Direction          Direction

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package compile
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"cairn/cloud"
+	"cairn/cloud/wire"
+	"cairn/controlplane/replica"
+)
+
+// IP protocol numbers; any is ours.
+var protocols = map[cloud.Protocol]uint8{
+	cloud.TCP: 6, cloud.UDP: 17, cloud.ICMP: 1, cloud.ICMPv6: 58,
+	cloud.ESP: 50, cloud.AH: 51, cloud.GRE: 47, cloud.IPIP: 4, cloud.All: 0,
+}
+
+func (c *Compiler) class(number string) ([]Placed, error) {
+	n, err := strconv.ParseUint(number, 10, 32)
+	if err != nil {
+		return nil, err
+	}
+	class, ok := c.snap.Class(uint32(n))
+	if !ok {
+		return nil, nil
+	}
+	policy, err := c.policy(class)
+	if err != nil {
+		return nil, err
+	}
+	items := []Placed{{Hosts: hostsOf(class), Item: policy}}
+	if audience := c.audienceOf(class); len(audience) > 0 {
+		items = append(items, Placed{Hosts: audience, Item: wire.Class{ID: class.Number, Groups: c.numbers(class.Groups)}})
+	}
+	return items, nil
+}
+
+func (c *Compiler) numbers(groups []cloud.ID) []uint32 {
+	var numbers []uint32
+	for _, id := range groups {
+		if g, ok := c.snap.Group(id); ok {
+			numbers = append(numbers, g.Body.Number)
+		}
+	}
+	slices.Sort(numbers)
+	return numbers
+}
+
+// policy is the union of the rules of the class's groups.
+func (c *Compiler) policy(class *replica.Class) (wire.Policy, error) {
+	p := wire.Policy{ID: class.Number}
+	for _, id := range class.Groups {
+		g, ok := c.snap.Group(id)
+		if !ok {
+			continue
+		}
+		for _, rule := range g.Body.Rules {
+			r, ok, err := c.rule(g, rule)
+			if err != nil {
+				return p, fmt.Errorf("rule %s of group %s: %w", rule.ID, g.Body.Name, err)
+			}
+			if ok {
+				p.Rules = append(p.Rules, r)
+			}
+		}
+	}
+	slices.SortFunc(p.Rules, func(a, b wire.Rule) int { return int(int64(a.ID) - int64(b.ID)) })
+	var count [2]int
+	for _, r := range p.Rules {
+		count[r.Direction]++
+	}
+	if most := max(count[0], count[1]); most > wire.MaxRules {
+		return p, fmt.Errorf("%d rules in one direction are more than %d", most, wire.MaxRules)
+	}
+	return p, nil
+}
+
+// rule is false for one that admits nothing: its peer is a public group, whose
+// traffic comes through the host's own door and needs no rule.
+func (c *Compiler) rule(g *replica.Group, rule cloud.SecurityGroupRule) (wire.Rule, bool, error) {
+	number, ok := g.Body.RuleNumbers[rule.ID]
+	if !ok {
+		return wire.Rule{}, false, fmt.Errorf("it has no number")
+	}
+	protocol, ok := protocols[rule.Protocol]
+	if !ok {
+		return wire.Rule{}, false, fmt.Errorf("protocol %q is not known", rule.Protocol)
+	}
+	r := wire.Rule{ID: number, Protocol: protocol, ICMPType: -1, ICMPCode: -1}
+	if rule.FlowDirection == cloud.Egress {
+		r.Direction = wire.Egress
+	}
+	switch rule.Protocol {
+	case cloud.TCP, cloud.UDP:
+		r.PortMin, r.PortMax = rule.StartPort, rule.EndPort
+	case cloud.ICMP, cloud.ICMPv6:
+		if rule.ICMP != nil {
+			r.ICMPType, r.ICMPCode = int16(rule.ICMP.Type), int16(rule.ICMP.Code)
+		}
+	}
+	if rule.SecurityGroup == nil {
+		peer, err := netip.ParsePrefix(rule.Network)
+		r.Peer = peer
+		return r, err == nil, err
+	}
+	if rule.SecurityGroup.ID == "" {
+		return r, false, nil
+	}
+	peer, ok := c.snap.Group(rule.SecurityGroup.ID)
+	if !ok {
+		return r, false, nil // it was deleted, and nobody is a member of it
+	}
+	r.PeerGroup = peer.Body.Number
+	return r, true, nil
+}

@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package replica is the zone's rows in memory, as far as agents are concerned
+// with them: hypervisors, security groups, instances, load balancers and their
+// services. It is loaded once, follows the change log, and gives immutable
+// snapshots and what changed from one to the next. It never writes to the store
+// and compiles nothing.
+//
+// Start at Snapshot for what can be asked, then Follower in follow.go.
+package replica
+
+import (
+	"encoding/binary"
+	"iter"
+	"maps"
+
+	"github.com/cilium/statedb"
+	"github.com/cilium/statedb/index"
+
+	"cairn/cloud"
+	"cairn/controlplane/store"
+)
+
+// The rows. They are shared by all snapshots that have them: nobody changes one.
+type (
+	Host     = store.Doc[store.HypervisorDoc]
+	Group    = store.Doc[store.SecurityGroupDoc]
+	Instance = store.Doc[store.InstanceDoc]
+	Balancer = store.Doc[store.LoadBalancerDoc]
+)
+
+// Service is a service with its slot table, nil if it has none yet.
+type Service struct {
+	store.Doc[store.ServiceDoc]
+	Slots []byte
+}
+
+// Class is a set of security groups that placed instances have: derived from
+// them, not stored.
+type Class struct {
+	Number uint32
+	Groups []cloud.ID
+	Hosts  map[uint32]int // number of hypervisor -> its instances of the class
+}
+
+// Placed reports whether agents have to know of an instance: it has a place, a
+// port and an address, and is not on its way out.
+func Placed(d store.InstanceDoc) bool {
+	switch d.State {
+	case cloud.InstanceDestroying, cloud.InstanceDestroyed, cloud.InstanceExpunging:
+		return false
+	}
+	return d.HostNumber != 0 && d.Port != 0 && d.Class != 0 && d.Address.IsValid()
+}
+
+// Peers are the groups that a group's rules name.
+func Peers(g store.SecurityGroupDoc) []cloud.ID {
+	var peers []cloud.ID
+	for _, rule := range g.Rules {
+		if rule.SecurityGroup != nil && rule.SecurityGroup.ID != "" {
+			peers = append(peers, rule.SecurityGroup.ID)
+		}
+	}
+	return peers
+}
+
+// Replica holds the rows. One goroutine writes; any may take snapshots.
+type Replica struct {
+	db        *statedb.DB
+	hosts     statedb.RWTable[*Host]
+	groups    statedb.RWTable[*Group]
+	instances statedb.RWTable[*Instance]
+	balancers statedb.RWTable[*Balancer]
+	services  statedb.RWTable[*Service]
+	classes   statedb.RWTable[*Class]
+	position  statedb.RWTable[position]
+	all       []statedb.TableMeta
+}
+
+// position is the one row that carries the revision, so that a snapshot of the
+// database knows which one it is of.
+type position struct{ revision store.Revision }
+
+func number(n uint32) index.Key { return binary.BigEndian.AppendUint32(nil, n) }
+
+func text(id cloud.ID) index.Key { return index.String(string(id)) }
+
+// unique is the primary index of a table; many any other.
+func unique[Obj any, K any](name string, of func(Obj) K, key func(K) index.Key) statedb.Index[Obj, K] {
+	return statedb.Index[Obj, K]{
+		Name: name, Unique: true, FromKey: key,
+		FromObject: func(o Obj) index.KeySet { return index.NewKeySet(key(of(o))) },
+	}
+}
+
+func many[Obj any, K any](name string, of func(Obj) []K, key func(K) index.Key) statedb.Index[Obj, K] {
+	return statedb.Index[Obj, K]{
+		Name: name, FromKey: key,
+		FromObject: func(o Obj) index.KeySet {
+			var keys []index.Key
+			for _, k := range of(o) {
+				keys = append(keys, key(k))
+			}
+			if len(keys) == 0 {
+				return index.KeySet{}
+			}
+			return index.NewKeySet(keys[0], keys[1:]...)
+		},
+	}
+}
+
+var (
+	hostByID     = unique("id", func(h *Host) cloud.ID { return h.ID }, text)
+	hostByNumber = many("number", func(h *Host) []uint32 { return []uint32{h.Body.Number} }, number)
+
+	groupByID   = unique("id", func(g *Group) cloud.ID { return g.ID }, text)
+	groupByPeer = many("peer", func(g *Group) []cloud.ID { return Peers(g.Body) }, text)
+
+	instanceByID    = unique("id", func(i *Instance) cloud.ID { return i.ID }, text)
+	instanceByClass = many("class", func(i *Instance) []uint32 {
+		if !Placed(i.Body) {
+			return nil
+		}
+		return []uint32{i.Body.Class}
+	}, number)
+
+	balancerByID = unique("id", func(b *Balancer) cloud.ID { return b.ID }, text)
+
+	serviceByID       = unique("id", func(s *Service) cloud.ID { return s.ID }, text)
+	serviceByBalancer = many("balancer", func(s *Service) []cloud.ID { return []cloud.ID{s.Body.LoadBalancer} }, text)
+	serviceByInstance = many("instance", func(s *Service) []cloud.ID {
+		var ids []cloud.ID
+		for _, b := range s.Body.Backends {
+			ids = append(ids, b.Instance)
+		}
+		return ids
+	}, text)
+
+	classByNumber = unique("number", func(c *Class) uint32 { return c.Number }, number)
+	classByGroup  = many("group", func(c *Class) []cloud.ID { return c.Groups }, text)
+
+	thePosition = unique("position", func(position) string { return "position" }, index.String)
+)
+
+// New makes an empty replica.
+func New() (*Replica, error) {
+	r := &Replica{db: statedb.New()}
+	var err error
+	open := func(e error) {
+		if err == nil {
+			err = e
+		}
+	}
+	var e error
+	r.hosts, e = table(r, "hosts", hostByID, hostByNumber)
+	open(e)
+	r.groups, e = table(r, "groups", groupByID, groupByPeer)
+	open(e)
+	r.instances, e = table(r, "instances", instanceByID, instanceByClass)
+	open(e)
+	r.balancers, e = table(r, "balancers", balancerByID)
+	open(e)
+	r.services, e = table(r, "services", serviceByID, serviceByBalancer, serviceByInstance)
+	open(e)
+	r.classes, e = table(r, "classes", classByNumber, classByGroup)
+	open(e)
+	r.position, e = table(r, "position", thePosition)
+	open(e)
+	if err != nil {
+		return nil, err
+	}
+	return r, r.db.Start()
+}
+
+func table[Obj any](r *Replica, name string, primary statedb.Indexer[Obj], others ...statedb.Indexer[Obj]) (statedb.RWTable[Obj], error) {
+	t, err := statedb.NewTableAny(r.db, name,
+		func() []string { return nil }, func(Obj) []string { return nil }, primary, others...)
+	if err == nil {
+		r.all = append(r.all, t)
+	}
+	return t, err
+}
+
+// Close ends the collector of removed rows.
+func (r *Replica) Close() { _ = r.db.Stop() }
+
+// Snapshot is the zone at one revision. It never changes.
+type Snapshot struct {
+	Revision store.Revision
+	r        *Replica
+	txn      statedb.ReadTxn
+}
+
+// Snapshot of what the replica holds now.
+func (r *Replica) Snapshot() Snapshot {
+	txn := r.db.ReadTxn()
+	at, _, _ := r.position.Get(txn, thePosition.Query("position"))
+	return Snapshot{Revision: at.revision, r: r, txn: txn}
+}
+
+func get[Obj any](t statedb.Table[Obj], txn statedb.ReadTxn, q statedb.Query[Obj]) (Obj, bool) {
+	o, _, ok := t.Get(txn, q)
+	return o, ok
+}
+
+func values[Obj any](seq iter.Seq2[Obj, statedb.Revision]) iter.Seq[Obj] {
+	return func(yield func(Obj) bool) {
+		for o := range seq {
+			if !yield(o) {
+				return
+			}
+		}
+	}
+}
+
+// Host finds a hypervisor by its number.
+func (s Snapshot) Host(n uint32) (*Host, bool) { return get(s.r.hosts, s.txn, hostByNumber.Query(n)) }
+
+// HostByID finds a hypervisor.
+func (s Snapshot) HostByID(id cloud.ID) (*Host, bool) {
+	return get(s.r.hosts, s.txn, hostByID.Query(id))
+}
+
+// Hosts are all hypervisors, joined or not.
+func (s Snapshot) Hosts() iter.Seq[*Host] { return values(s.r.hosts.All(s.txn)) }
+
+// Group finds a security group.
+func (s Snapshot) Group(id cloud.ID) (*Group, bool) {
+	return get(s.r.groups, s.txn, groupByID.Query(id))
+}
+
+// Groups are all security groups.
+func (s Snapshot) Groups() iter.Seq[*Group] { return values(s.r.groups.All(s.txn)) }
+
+// GroupsNaming are the groups whose rules name a group as peer.
+func (s Snapshot) GroupsNaming(peer cloud.ID) iter.Seq[*Group] {
+	return values(s.r.groups.List(s.txn, groupByPeer.Query(peer)))
+}
+
+// Class finds a class by its number; there is none without placed instances.
+func (s Snapshot) Class(n uint32) (*Class, bool) {
+	return get(s.r.classes, s.txn, classByNumber.Query(n))
+}
+
+// Classes are all classes.
+func (s Snapshot) Classes() iter.Seq[*Class] { return values(s.r.classes.All(s.txn)) }
+
+// ClassesOf are the classes that have a group in their set.
+func (s Snapshot) ClassesOf(group cloud.ID) iter.Seq[*Class] {
+	return values(s.r.classes.List(s.txn, classByGroup.Query(group)))
+}
+
+// Instance finds an instance.
+func (s Snapshot) Instance(id cloud.ID) (*Instance, bool) {
+	return get(s.r.instances, s.txn, instanceByID.Query(id))
+}
+
+// Instances are all instances, placed or not.
+func (s Snapshot) Instances() iter.Seq[*Instance] { return values(s.r.instances.All(s.txn)) }
+
+// InstancesOf are the placed instances of a class.
+func (s Snapshot) InstancesOf(class uint32) iter.Seq[*Instance] {
+	return values(s.r.instances.List(s.txn, instanceByClass.Query(class)))
+}
+
+// Balancer finds a load balancer.
+func (s Snapshot) Balancer(id cloud.ID) (*Balancer, bool) {
+	return get(s.r.balancers, s.txn, balancerByID.Query(id))
+}
+
+// Balancers are all load balancers.
+func (s Snapshot) Balancers() iter.Seq[*Balancer] { return values(s.r.balancers.All(s.txn)) }
+
+// Service finds a service.
+func (s Snapshot) Service(id cloud.ID) (*Service, bool) {
+	return get(s.r.services, s.txn, serviceByID.Query(id))
+}
+
+// Services are all services.
+func (s Snapshot) Services() iter.Seq[*Service] { return values(s.r.services.All(s.txn)) }
+
+// ServicesOf are the services of a load balancer.
+func (s Snapshot) ServicesOf(balancer cloud.ID) iter.Seq[*Service] {
+	return values(s.r.services.List(s.txn, serviceByBalancer.Query(balancer)))
+}
+
+// ServicesWith are the services that have an instance as backend.
+func (s Snapshot) ServicesWith(instance cloud.ID) iter.Seq[*Service] {
+	return values(s.r.services.List(s.txn, serviceByInstance.Query(instance)))
+}
+
+// recount keeps the classes in step with an instance that changes from old to
+// now; either may be nil.
+func (r *Replica) recount(txn statedb.WriteTxn, old, now *Instance) {
+	if old != nil && Placed(old.Body) {
+		r.count(txn, old.Body, -1)
+	}
+	if now != nil && Placed(now.Body) {
+		r.count(txn, now.Body, 1)
+	}
+}
+
+func (r *Replica) count(txn statedb.WriteTxn, d store.InstanceDoc, by int) {
+	class := &Class{Number: d.Class, Hosts: map[uint32]int{}}
+	if had, ok := get(r.classes, txn, classByNumber.Query(d.Class)); ok {
+		class.Groups = had.Groups
+		maps.Copy(class.Hosts, had.Hosts)
+	}
+	if by > 0 {
+		class.Groups = nil
+		for _, g := range d.SecurityGroups {
+			class.Groups = append(class.Groups, g.ID)
+		}
+	}
+	if class.Hosts[d.HostNumber] += by; class.Hosts[d.HostNumber] <= 0 {
+		delete(class.Hosts, d.HostNumber)
+	}
+	if len(class.Hosts) == 0 {
+		_, _, _ = r.classes.Delete(txn, class) // only a closed transaction or an unlocked table fail
+		return
+	}
+	_, _, _ = r.classes.Insert(txn, class)
+}
