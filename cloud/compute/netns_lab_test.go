@@ -60,7 +60,7 @@ func reexec() int {
 		return 1
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=ctest-%d", inNamespaceOfItsOwn, os.Getpid()), echoProgram+"="+echo)
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=ct-%d", inNamespaceOfItsOwn, os.Getpid()), echoProgram+"="+echo)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
 	if err := cmd.Run(); err != nil {

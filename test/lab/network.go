@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// build makes the topology. When it fails, what it made so far has the lab's
+// name and is found by Down.
+func (t topology) build(ctx context.Context) error {
+	if err := each(t.namespaces, createNamespace); err != nil {
+		return fmt.Errorf("create namespaces: %w", err)
+	}
+	if err := each(t.namespaces, t.applySysctls); err != nil {
+		return fmt.Errorf("set kernel parameters: %w", err)
+	}
+	for _, l := range t.links {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := l.create(); err != nil {
+			return fmt.Errorf("create link %s in %s: %w", l.a.name, l.a.namespace, err)
+		}
+	}
+	pass, err := passProgram()
+	if err != nil {
+		return fmt.Errorf("load the XDP program that passes: %w", err)
+	}
+	defer pass.Close()
+	if err := each(t.namespaces, func(ns string) error { return t.configure(ns, pass.FD()) }); err != nil {
+		return fmt.Errorf("configure links: %w", err)
+	}
+	for ns, text := range t.rules {
+		if err := loadRules(ctx, ns, text); err != nil {
+			return fmt.Errorf("load rules of %s: %w", ns, err)
+		}
+	}
+	return nil
+}
+
+// each does the same for all namespaces at once and tells whose went wrong.
+func each(namespaces []string, do func(string) error) error {
+	errs := make([]error, len(namespaces))
+	var all sync.WaitGroup
+	for i, ns := range namespaces {
+		all.Go(func() {
+			if err := do(ns); err != nil {
+				errs[i] = fmt.Errorf("%s: %w", ns, err)
+			}
+		})
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+func (t topology) applySysctls(ns string) error {
+	return inNamespace(ns, func() error {
+		for _, s := range t.sysctls {
+			if s.namespace != ns {
+				continue
+			}
+			err := os.WriteFile(filepath.Join("/proc/sys/net", s.key), []byte(s.value), 0o644)
+			if errors.Is(err, os.ErrNotExist) && strings.HasPrefix(s.key, "ipv6/") {
+				continue // a kernel without IPv6
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// create makes the pair in one message, each end at home at once.
+func (l link) create() error {
+	a, err := os.Open(namespacePath(l.a.namespace))
+	if err != nil {
+		return err
+	}
+	defer a.Close()
+	b, err := os.Open(namespacePath(l.b.namespace))
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.Namespace = l.a.name, l.mtu, netlink.NsFd(int(a.Fd()))
+	return netlink.LinkAdd(&netlink.Veth{
+		LinkAttrs: attrs, PeerName: l.b.name, PeerMTU: uint32(l.mtu), PeerNamespace: netlink.NsFd(int(b.Fd())),
+	})
+}
+
+func (t topology) configure(ns string, passFD int) error {
+	return inNamespace(ns, func() error {
+		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		lo, err := h.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		if address, ok := t.loopback[ns]; ok {
+			if err := h.AddrAdd(lo, &netlink.Addr{IPNet: ipNet(address)}); err != nil {
+				return fmt.Errorf("add %s to lo: %w", address, err)
+			}
+		}
+		if err := h.LinkSetUp(lo); err != nil {
+			return fmt.Errorf("lo up: %w", err)
+		}
+		for _, l := range t.links {
+			for _, e := range []end{l.a, l.b} {
+				if e.namespace != ns {
+					continue
+				}
+				if err := e.configure(h, passFD); err != nil {
+					return fmt.Errorf("%s: %w", e.name, err)
+				}
+			}
+		}
+		return t.addRoutes(h, ns)
+	})
+}
+
+// configure runs on a thread in the end's namespace.
+func (e end) configure(h *netlink.Handle, passFD int) error {
+	link, err := h.LinkByName(e.name)
+	if err != nil {
+		return err
+	}
+	if e.finishChecksums {
+		if err := withoutTxChecksum(e.name); err != nil {
+			return err
+		}
+	}
+	if e.passXDP {
+		if err := netlink.LinkSetXdpFdWithFlags(link, passFD, nl.XDP_FLAGS_DRV_MODE); err != nil {
+			return fmt.Errorf("attach XDP: %w", err)
+		}
+	}
+	if e.address.IsValid() {
+		if err := h.AddrAdd(link, &netlink.Addr{IPNet: ipNet(e.address)}); err != nil {
+			return fmt.Errorf("add %s: %w", e.address, err)
+		}
+	}
+	return h.LinkSetUp(link)
+}
+
+func (t topology) addRoutes(h *netlink.Handle, ns string) error {
+	for _, r := range t.routes {
+		if r.namespace != ns {
+			continue
+		}
+		link, err := h.LinkByName(r.link)
+		if err != nil {
+			return err
+		}
+		kernel := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(r.to)}
+		if r.via.IsValid() {
+			kernel.Gw = r.via.AsSlice()
+		} else {
+			kernel.Scope = netlink.SCOPE_LINK
+		}
+		if err := h.RouteAdd(kernel); err != nil {
+			return fmt.Errorf("add route to %s by %s: %w", r.to, r.link, err)
+		}
+	}
+	return nil
+}
+
+// passProgram is the whole of an XDP program that lets everything through: a
+// veth end delivers what an XDP program transmits at it only if it has one too.
+func passProgram() (*ebpf.Program, error) {
+	return ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "lab_pass", Type: ebpf.XDP, License: "Apache-2.0",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2 /* XDP_PASS */), asm.Return()},
+	})
+}
+
+func loadRules(ctx context.Context, ns, text string) error {
+	cmd := exec.CommandContext(ctx, "nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(text)
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := inNamespace(ns, cmd.Start); err != nil {
+		return fmt.Errorf("start nft: %w", err)
+	}
+	if err := cmd.Wait(); err != nil {
+		return fmt.Errorf("nft: %w: %s", err, strings.TrimSpace(out.String()))
+	}
+	return nil
+}
+
+// unlink deletes all veths of a namespace, so that they are gone when it
+// returns: those of a namespace that merely loses its last user go later.
+func unlink(ns string) error {
+	return inNamespace(ns, func() error {
+		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		links, err := h.LinkList()
+		if err != nil {
+			return err
+		}
+		var errs []error
+		for _, l := range links {
+			if l.Type() != "veth" {
+				continue
+			}
+			if err := h.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
+				errs = append(errs, fmt.Errorf("delete %s: %w", l.Attrs().Name, err))
+			}
+		}
+		return errors.Join(errs...)
+	})
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// withoutTxChecksum makes a link hand over packets with finished checksums:
+// veth leaves them partial, which an XDP program at the other end cannot know.
+func withoutTxChecksum(name string) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	value := struct{ cmd, data uint32 }{unix.ETHTOOL_STXCSUM, 0}
+	request := struct {
+		name  [unix.IFNAMSIZ]byte
+		value unsafe.Pointer
+		_     [16]byte // struct ifreq is 40 bytes
+	}{value: unsafe.Pointer(&value)}
+	copy(request.name[:unix.IFNAMSIZ-1], name)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request))); errno != 0 {
+		return fmt.Errorf("switch tx checksum offload off: %w", errno)
+	}
+	return nil
+}
