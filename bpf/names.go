@@ -31,6 +31,7 @@ type (
 	CtKey     = uplinkCtKey
 	Ct        = uplinkCt
 	Note      = uplinkNote
+	Sweep     = portSweep
 )
 
 // Values of the fields that maps.h declares as enums.
