@@ -19,6 +19,11 @@ type InstanceType struct {
 // Title is the name by which people call a type: standard.small.
 func (t InstanceType) Title() string { return t.Family + "." + t.Size }
 
+// Named says that people may call the type s: standard.small, or small.
+func (t InstanceType) Named(s string) bool {
+	return s == t.Title() || t.Family == "standard" && s == t.Size
+}
+
 // InstanceTypeList answers list-instance-types.
 type InstanceTypeList struct {
 	InstanceTypes []InstanceType `json:"instance-types"`
@@ -43,6 +48,9 @@ type Template struct {
 	CreatedAt          time.Time `json:"created-at"`
 	Zones              []string  `json:"zones,omitempty"`
 }
+
+// Named says that people may call the template s: by its name or its family.
+func (t Template) Named(s string) bool { return s == t.Name || s == t.Family }
 
 // TemplateList answers list-templates.
 type TemplateList struct {

@@ -55,7 +55,7 @@ type SecurityGroupRule struct {
 	FlowDirection FlowDirection          `json:"flow-direction" enum:"ingress,egress" table:"true"`
 	Protocol      Protocol               `json:"protocol" enum:"tcp,udp,icmp,icmpv6,esp,ah,gre,ipip,all" table:"true"`
 	Network       string                 `json:"network,omitempty" table:"true"`
-	SecurityGroup *SecurityGroupResource `json:"security-group,omitempty"`
+	SecurityGroup *SecurityGroupResource `json:"security-group,omitempty" table:"true"`
 	StartPort     uint16                 `json:"start-port,omitempty" minimum:"1" maximum:"65535" table:"true"`
 	EndPort       uint16                 `json:"end-port,omitempty" minimum:"1" maximum:"65535" table:"true"`
 	ICMP          *ICMPMatch             `json:"icmp,omitempty"`

@@ -217,4 +217,3 @@ func TestAMutationOutlivesItsConnection(t *testing.T) {
 		t.Error("the handler's context ended with the connection:", err)
 	}
 }
-
