@@ -41,7 +41,7 @@ func writeAndTell(path string) error {
 		return err
 	}
 	defer s.Close()
-	if _, err := s.Init(ctx, "ch-gva-2"); err != nil {
+	if _, err := s.Init(ctx, "ch-gva-2", nil); err != nil {
 		return err
 	}
 	for i := range crashWrites {

@@ -133,6 +133,13 @@ type HypervisorDoc struct {
 	Since       time.Time `json:"since,omitzero"` // unreachable since
 }
 
+// States of a hypervisor, as they can be counted.
+const (
+	HypervisorAdded       = "added" // its agent has not joined yet
+	HypervisorJoined      = "joined"
+	HypervisorUnreachable = "unreachable"
+)
+
 // Roles of a hypervisor.
 const (
 	RoleCompute = "compute"
@@ -204,12 +211,12 @@ func (d ServiceDoc) Index() Index {
 
 func (HypervisorDoc) Kind() Kind { return KindHypervisor }
 func (d HypervisorDoc) Index() Index {
-	state := "added"
+	state := HypervisorAdded
 	switch {
 	case d.Unreachable:
-		state = "unreachable"
+		state = HypervisorUnreachable
 	case d.Joined:
-		state = "joined"
+		state = HypervisorJoined
 	}
 	return Index{Name: d.Name, Unique: d.Name, State: state}
 }

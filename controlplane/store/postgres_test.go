@@ -29,7 +29,7 @@ func TestPostgres(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			clock := newClock()
 			s := openPostgres(t, socket, "t_"+c.name, clock)
-			if _, err := s.Init(t.Context(), "ch-gva-2"); err != nil {
+			if _, err := s.Init(t.Context(), "ch-gva-2", nil); err != nil {
 				t.Fatal(err)
 			}
 			c.test(t, s, clock)
@@ -44,7 +44,7 @@ func testTwoReplicas(t *testing.T, socket string) {
 	const each = 30
 	clock := newClock()
 	a := openPostgres(t, socket, "replicas", clock)
-	if _, err := a.Init(t.Context(), "ch-gva-2"); err != nil {
+	if _, err := a.Init(t.Context(), "ch-gva-2", nil); err != nil {
 		t.Fatal(err)
 	}
 	b := openPostgres(t, socket, "replicas", clock)

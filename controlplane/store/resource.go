@@ -308,6 +308,22 @@ func (tx *Tx) Rows(kind Kind, org cloud.ID) ([]Row, error) {
 	return rows, nil
 }
 
+// Count counts the stored resources of a kind in given states, without those
+// that this transaction holds back.
+func (tx *Tx) Count(kind Kind, states ...string) (int, error) {
+	var n int
+	text, args := `SELECT COUNT(*) FROM resource WHERE kind = $1`, []any{kind}
+	if len(states) > 0 {
+		marks := make([]string, len(states))
+		for i, state := range states {
+			marks[i], args = fmt.Sprintf("$%d", i+2), append(args, state)
+		}
+		text += ` AND state IN (` + strings.Join(marks, ", ") + `)`
+	}
+	err := tx.queryRow([]any{&n}, text, args...)
+	return n, err
+}
+
 // setReferences replaces what a resource refers to.
 func (tx *Tx) setReferences(from Ref, to []Ref) error {
 	have, err := query(tx, scanRef, `SELECT to_kind, to_id FROM reference WHERE from_kind = $1 AND from_id = $2`,

@@ -49,7 +49,7 @@ func TestSQLite(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { s.Close() })
-			if _, err := s.Init(t.Context(), "ch-gva-2"); err != nil {
+			if _, err := s.Init(t.Context(), "ch-gva-2", nil); err != nil {
 				t.Fatal(err)
 			}
 			c.test(t, s, clock)
@@ -397,7 +397,7 @@ func testFencing(t *testing.T, s *Store, _ *clock) {
 	s.zoneMu.Unlock()
 	_, err = s.Write(t.Context(), func(tx *Tx) error { return Put(tx, "", group("b")) })
 	wantErr(t, err, ErrFenced)
-	if _, err := s.Init(t.Context(), "de-muc-1"); !errors.Is(err, ErrExists) {
+	if _, err := s.Init(t.Context(), "de-muc-1", nil); !errors.Is(err, ErrExists) {
 		t.Errorf("a second zone: %v", err)
 	}
 }
@@ -409,7 +409,7 @@ func TestHintsOfAnotherProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer a.Close()
-	if _, err := a.Init(t.Context(), "ch-gva-2"); err != nil {
+	if _, err := a.Init(t.Context(), "ch-gva-2", nil); err != nil {
 		t.Fatal(err)
 	}
 	b, err := Open(t.Context(), path)
@@ -439,7 +439,7 @@ func TestBusyWriterFailsFast(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	if _, err := s.Init(t.Context(), "ch-gva-2"); err != nil {
+	if _, err := s.Init(t.Context(), "ch-gva-2", nil); err != nil {
 		t.Fatal(err)
 	}
 	inside, release, done := make(chan struct{}), make(chan struct{}), make(chan struct{})

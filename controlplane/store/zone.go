@@ -26,8 +26,9 @@ type Organization struct {
 	Name string
 }
 
-// Init makes the zone. A store has one for ever; ErrExists if it is there.
-func (s *Store) Init(ctx context.Context, name string) (Zone, error) {
+// Init makes the zone, and in the same transaction what fn adds to it; fn may
+// be nil. A store has one zone for ever: ErrExists if it is there.
+func (s *Store) Init(ctx context.Context, name string, fn func(*Tx) error) (Zone, error) {
 	z := Zone{ID: cloud.NewID(), Name: name, Epoch: 1, Seed: rand.Uint32()}
 	_, err := s.Write(ctx, func(tx *Tx) error {
 		var n int
@@ -39,7 +40,10 @@ func (s *Store) Init(ctx context.Context, name string) (Zone, error) {
 		}
 		_, err := tx.exec(`INSERT INTO zone (id, name, rev, epoch, compacted, seed, created)
 			VALUES ($1, $2, 0, $3, 0, $4, $5)`, z.ID, z.Name, z.Epoch, z.Seed, nanos(tx.Now()))
-		return err
+		if err != nil || fn == nil {
+			return err
+		}
+		return fn(tx)
 	})
 	if err != nil {
 		return Zone{}, fmt.Errorf("make zone %s: %w", name, err)
