@@ -127,10 +127,10 @@ func (l *Lab) RouterRoutes(to netip.Prefix) ([]netip.Addr, error) {
 		}
 		for _, r := range routes {
 			if r.Gw != nil {
-				hops = appendHop(hops, r.Gw)
+				hops = appendHop(hops, r.Gw, r.Flags)
 			}
 			for _, hop := range r.MultiPath {
-				hops = appendHop(hops, hop.Gw)
+				hops = appendHop(hops, hop.Gw, hop.Flags)
 			}
 		}
 		return nil
@@ -139,9 +139,10 @@ func (l *Lab) RouterRoutes(to netip.Prefix) ([]netip.Addr, error) {
 	return hops, err
 }
 
-func appendHop(hops []netip.Addr, gateway net.IP) []netip.Addr {
+// appendHop leaves out what the kernel does not use: a hop whose link is down.
+func appendHop(hops []netip.Addr, gateway net.IP, flags int) []netip.Addr {
 	a, ok := netip.AddrFromSlice(gateway)
-	if !ok {
+	if !ok || flags&(unix.RTNH_F_DEAD|unix.RTNH_F_LINKDOWN) != 0 {
 		return hops
 	}
 	return append(hops, a.Unmap())

@@ -165,10 +165,18 @@ func TestClientsReachAnnouncedVIPs(t *testing.T) {
 			}
 			Eventually(t, "the unplugged hypervisor's route gone", 5*time.Second, nextHops(l, 2))
 			t.Logf("uplink pulled: route gone after %s", time.Since(begin).Round(time.Millisecond))
+			// The kernel stops using a dead hop before the router's BGP knows.
+			Eventually(t, "the unplugged hypervisor's session down", 8*time.Second, func() error {
+				if l.SessionsEstablished() == nil {
+					return errors.New("all sessions are established")
+				}
+				return nil
+			})
 			if err := l.Uplink(2, true); err != nil {
 				t.Fatal(err)
 			}
 			Eventually(t, "three next hops after plugging in", 15*time.Second, nextHops(l, 3))
+			Eventually(t, "sessions after plugging in", 15*time.Second, l.SessionsEstablished)
 
 			// Frozen, it neither withdraws nor closes: hold time or BFD ends it.
 			begin = time.Now()
@@ -176,6 +184,9 @@ func TestClientsReachAnnouncedVIPs(t *testing.T) {
 				t.Fatal(err)
 			}
 			Eventually(t, "the frozen speaker's route gone", 8*time.Second, nextHops(l, 2))
+			if hops, err := l.RouterRoutes(testVIP); err != nil || slices.Contains(hops, l.Endpoint(3)) {
+				t.Errorf("next hops are %v, %v, with the frozen one", hops, err)
+			}
 			t.Logf("speaker frozen: route gone after %s", time.Since(begin).Round(time.Millisecond))
 			if err := speakers[3].Thaw(); err != nil {
 				t.Fatal(err)

@@ -95,7 +95,9 @@ route-map nothing deny 10
 !
 `, maxPaths)
 	return map[string]string{
-		"zebra": "hostname lab\nlog stdout informational\n",
+		// A group of kernel next hops that lost a member with its link is used
+		// again without it when the member is back (seen with FRR 8.4).
+		"zebra": "hostname lab\nlog stdout informational\nno zebra nexthop kernel enable\n",
 		"bgpd":  "hostname lab\nlog stdout informational\n" + b.String(),
 		"bfdd": fmt.Sprintf("hostname lab\nlog stdout informational\nbfd\n profile lab\n  detect-multiplier %d\n  receive-interval %d\n  transmit-interval %d\n",
 			bfdMultiplier, bfdInterval, bfdInterval),
