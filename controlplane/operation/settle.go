@@ -29,26 +29,40 @@ const (
 // acknowledged it or are no longer waited for, or when one of them refused. It
 // may be called again, and late: the first end stays.
 func (g *Gate) Settled(ctx context.Context, id cloud.ID, o Outcome) error {
-	_, err := g.store.Write(ctx, func(tx *store.Tx) error {
-		op, err := tx.Operation("", id)
-		if errors.Is(err, store.ErrNotFound) {
-			return nil // swept: it ended long ago
-		}
-		if err != nil {
-			return err
-		}
-		if o.OK && g.nouns[op.Subject.Kind].ByStatus {
-			return nil
-		}
-		if op.State.Final() && op.State != cloud.OperationTimeout {
-			return nil
-		}
-		return g.settle(tx, op, o)
+	// Most that is heard twice is heard twice: look before queueing to write.
+	var known bool
+	err := g.store.Read(ctx, func(tx *store.Tx) error {
+		_, open, err := g.open(tx, id, o)
+		known = !open
+		return err
 	})
+	if err == nil && !known {
+		_, err = g.store.Write(ctx, func(tx *store.Tx) error {
+			op, open, err := g.open(tx, id, o)
+			if err != nil || !open {
+				return err
+			}
+			return g.settle(tx, op, o)
+		})
+	}
 	if err != nil {
 		return fmt.Errorf("settle operation %s: %w", id, err)
 	}
 	return nil
+}
+
+// open reads an operation and says whether the outcome is news to it.
+func (g *Gate) open(tx *store.Tx, id cloud.ID, o Outcome) (store.Operation, bool, error) {
+	op, err := tx.Operation("", id)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return op, false, nil // swept: it ended long ago
+	case err != nil:
+		return op, false, err
+	case o.OK && g.nouns[op.Subject.Kind].ByStatus:
+		return op, false, nil
+	}
+	return op, !op.State.Final() || op.State == cloud.OperationTimeout, nil
 }
 
 // settle moves the noun's machine, and ends the operation if the noun has not.
