@@ -89,14 +89,14 @@ func New(c Config, d Dataplane, r Router) *Speaker {
 
 // Run tests and announces until ctx ends. It leaves the routes as they are:
 // whoever owns the sessions withdraws them by closing those.
-func (s *Speaker) Run(ctx context.Context) error {
+func (s *Speaker) Run(ctx context.Context) {
 	changes, stop, err := watch(s.source.path, s.log)
 	if err != nil {
-		return fmt.Errorf("watch %s: %w", s.source.path, err)
+		s.log.Error("watch the announcements; changes are seen later", "err", err)
+		stop = func() {}
 	}
 	defer stop()
 	s.loop(ctx, changes)
-	return nil
 }
 
 func (s *Speaker) loop(ctx context.Context, changes <-chan struct{}) {

@@ -80,7 +80,12 @@ func (s *Speaker) Serve(ctx context.Context, socket string) error {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("serve status: %w", err)
+			s.log.Error("accept a status query", "err", err) // such as: no descriptor left
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+			}
+			continue
 		}
 		go s.answer(c)
 	}

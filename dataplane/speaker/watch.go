@@ -33,7 +33,7 @@ func watch(path string, log *slog.Logger) (changes <-chan struct{}, stop func(),
 		for {
 			if _, err := f.Read(buf); err != nil {
 				if !errors.Is(err, os.ErrClosed) {
-					log.Error("watch the announcements; changes are seen later now", "err", err)
+					log.Error("watch the announcements; changes are seen later", "err", err)
 				}
 				return
 			}
