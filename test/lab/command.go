@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"syscall"
@@ -23,7 +24,7 @@ BIRD or FRR, hypervisors with the built agents and speakers, and the control
 plane, whose API listens on 127.0.0.1. Needs root. Nothing restarts a daemon
 that has ended.`,
 	}
-	root.AddCommand(upCommand(), statusCommand(), downCommand(), environmentCommand())
+	root.AddCommand(upCommand(), statusCommand(), downCommand(), environmentCommand(), execCommand())
 	return root
 }
 
@@ -134,6 +135,33 @@ func environmentCommand() *cobra.Command {
 			}
 			fmt.Fprint(cmd.OutOrStdout(), l.Environment())
 			return nil
+		},
+	}
+	nameFlag(c, &name)
+	return c
+}
+
+func execCommand() *cobra.Command {
+	var name string
+	c := &cobra.Command{
+		Use:   "exec MACHINE -- PROGRAM [ARGUMENT...]",
+		Short: "Run a program as a machine of the lab: ctl, rtr, cli1, hv1, hv1-i7",
+		Long: `Run a program as a machine of the lab: ctl, rtr, cli1, hv1, hv1-i7. Unlike
+"ip netns exec" it keeps the mounts, so that hypervisors see their pins.`,
+		Args: cobra.MinimumNArgs(2), SilenceUsage: true,
+		RunE: func(_ *cobra.Command, args []string) error {
+			namespace := name + "-" + args[0]
+			if err := checkName(name); err != nil {
+				return err
+			}
+			if !ownNamespace(name).MatchString(namespace) || !namespaceIsThere(namespace) {
+				return fmt.Errorf("lab %s has no machine %s", name, args[0])
+			}
+			program, err := exec.LookPath(args[1])
+			if err != nil {
+				return err
+			}
+			return inNamespace(namespace, func() error { return syscall.Exec(program, args[1:], os.Environ()) })
 		},
 	}
 	nameFlag(c, &name)

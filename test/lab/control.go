@@ -53,9 +53,6 @@ func (l *Lab) Endpoint(hv int) netip.Addr {
 // initControl makes the database, the first key, and a row and a join token for
 // each hypervisor, and plans the daemons.
 func (l *Lab) initControl(ctx context.Context) error {
-	if l.cfg.Bare {
-		return nil
-	}
 	out, err := l.cairnd(ctx, "init", "--state", l.controlState(), "--zone", Zone,
 		"--instance-pool", InstancePrefix.String(), "--vip-pool", VIPPrefix.String())
 	if err != nil {

@@ -168,18 +168,18 @@ func (l *Lab) Uplink(hv int, up bool) error {
 }
 
 // KillHypervisor ends everything on a hypervisor at once, as a power cut does:
-// daemons, workloads and uplink. Its kernel state stays, since it has no other
-// kernel than ours.
+// daemons, uplink and workloads, the agent first, so that it tells nobody. Its
+// kernel state stays, since it has no other kernel than ours.
 func (l *Lab) KillHypervisor(hv int) error {
-	if err := l.Uplink(hv, false); err != nil {
-		return err
-	}
 	for _, d := range []*Daemon{l.Agent(hv), l.Speaker(hv)} {
 		if d.Alive() {
 			if err := d.Kill(); err != nil {
 				return err
 			}
 		}
+	}
+	if err := l.Uplink(hv, false); err != nil {
+		return err
 	}
 	prefix := hypervisorNamespace(l.state.Name, hv) + "-i"
 	inside := map[uint64]bool{}

@@ -122,7 +122,11 @@ func (l *Lab) up(ctx context.Context) error {
 		return err
 	}
 	initialised := make(chan error, 1)
-	go func() { initialised <- l.step("control plane initialised", func() error { return l.initControl(ctx) }) }()
+	if l.cfg.Bare {
+		initialised <- nil
+	} else {
+		go func() { initialised <- l.step("control plane initialised", func() error { return l.initControl(ctx) }) }()
+	}
 	err := l.step("network made", func() error {
 		if err := mountBPF(l.state.Name); err != nil {
 			return fmt.Errorf("mount %s: %w", pinFolder, err)
