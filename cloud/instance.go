@@ -53,7 +53,7 @@ type Instance struct {
 	Template           Ref                `json:"template" ref:"template"`
 	DiskSize           int                `json:"disk-size" doc:"GiB"`
 	DiskEncrypted      bool               `json:"disk-encrypted"`
-	UserData           string             `json:"user-data,omitempty" encoding:"base64"`
+	UserData           string             `json:"user-data,omitempty" encoding:"base64" secret:"true"`
 	Labels             Labels             `json:"labels"`
 	PublicIP           netip.Addr         `json:"public-ip,omitzero" table:"true"`
 	PublicIPAssignment PublicIPAssignment `json:"public-ip-assignment" enum:"inet4,dual,none"`
@@ -120,7 +120,7 @@ type CreateInstanceRequest struct {
 	DiskSize           int                `json:"disk-size" minimum:"10" maximum:"51200" doc:"GiB"`
 	SSHKey             *SSHKeyRef         `json:"ssh-key,omitempty" ref:"ssh-key" doc:"a key that may log in"`
 	SSHKeys            []SSHKeyRef        `json:"ssh-keys,omitempty" ref:"ssh-key" doc:"keys that may log in"`
-	UserData           string             `json:"user-data,omitempty" minLength:"1" maxLength:"32768" encoding:"base64" doc:"cloud-init data"`
+	UserData           string             `json:"user-data,omitempty" minLength:"1" maxLength:"32768" encoding:"base64" secret:"true" doc:"cloud-init data"`
 	SecurityGroups     []Ref              `json:"security-groups,omitempty" ref:"security-group" doc:"its security groups (default when none)"`
 	AntiAffinityGroups []Ref              `json:"anti-affinity-groups,omitempty" ref:"anti-affinity-group" doc:"groups of instances to keep apart from"`
 	PublicIPAssignment PublicIPAssignment `json:"public-ip-assignment,omitempty" enum:"inet4,dual,none" doc:"public addresses (inet4 when absent)"`

@@ -39,7 +39,7 @@ type InstancePool struct {
 	DiskSize           int                `json:"disk-size"`
 	SSHKey             *SSHKeyRef         `json:"ssh-key,omitempty"`
 	SSHKeys            []SSHKeyRef        `json:"ssh-keys,omitempty"`
-	UserData           string             `json:"user-data,omitempty" encoding:"base64"`
+	UserData           string             `json:"user-data,omitempty" encoding:"base64" secret:"true"`
 	Labels             Labels             `json:"labels,omitempty"`
 	SecurityGroups     []Ref              `json:"security-groups,omitempty"`
 	AntiAffinityGroups []Ref              `json:"anti-affinity-groups,omitempty"`
@@ -82,7 +82,7 @@ type CreateInstancePoolRequest struct {
 	DiskSize           int                `json:"disk-size" minimum:"10" maximum:"51200" doc:"GiB"`
 	SSHKey             *SSHKeyRef         `json:"ssh-key,omitempty" ref:"ssh-key" doc:"a key that may log in"`
 	SSHKeys            []SSHKeyRef        `json:"ssh-keys,omitempty" ref:"ssh-key" doc:"keys that may log in"`
-	UserData           string             `json:"user-data,omitempty" minLength:"1" maxLength:"32768" encoding:"base64" doc:"cloud-init data"`
+	UserData           string             `json:"user-data,omitempty" minLength:"1" maxLength:"32768" encoding:"base64" secret:"true" doc:"cloud-init data"`
 	Labels             Labels             `json:"labels,omitempty" doc:"labels"`
 	SecurityGroups     []Ref              `json:"security-groups,omitempty" ref:"security-group" doc:"security groups (default when none)"`
 	AntiAffinityGroups []Ref              `json:"anti-affinity-groups,omitempty" ref:"anti-affinity-group" doc:"groups of instances to keep apart"`
@@ -121,7 +121,7 @@ type UpdateInstancePoolRequest struct {
 	DiskSize           int                `json:"disk-size,omitempty" minimum:"10" maximum:"51200" doc:"GiB"`
 	SSHKey             *SSHKeyRef         `json:"ssh-key,omitempty" ref:"ssh-key" clear:"true" doc:"a key that may log in"`
 	SSHKeys            []SSHKeyRef        `json:"ssh-keys,omitempty" ref:"ssh-key" clear:"true" doc:"keys that may log in"`
-	UserData           string             `json:"user-data,omitempty" minLength:"1" maxLength:"32768" encoding:"base64" clear:"true" doc:"cloud-init data"`
+	UserData           string             `json:"user-data,omitempty" minLength:"1" maxLength:"32768" encoding:"base64" secret:"true" clear:"true" doc:"cloud-init data"`
 	Labels             Labels             `json:"labels,omitempty" clear:"true" doc:"labels"`
 	SecurityGroups     []Ref              `json:"security-groups,omitempty" ref:"security-group" clear:"true" doc:"security groups"`
 	AntiAffinityGroups []Ref              `json:"anti-affinity-groups,omitempty" ref:"anti-affinity-group" clear:"true" doc:"groups of instances to keep apart"`

@@ -120,7 +120,7 @@ func TestFields(t *testing.T) {
 			t.Errorf("%s: %+v", name, f)
 		}
 	}
-	if !byName["name"].Required || byName["description"].Required || byName["template"].Ref != "template" || !byName["user-data"].Base64 {
+	if !byName["name"].Required || byName["description"].Required || byName["template"].Ref != "template" || !byName["user-data"].Base64 || !byName["user-data"].Secret || byName["name"].Secret {
 		t.Errorf("tags are misread: %+v", byName)
 	}
 	for _, f := range Fields(reflect.TypeFor[cloud.LoadBalancer]()) {

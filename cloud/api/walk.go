@@ -35,6 +35,7 @@ type Field struct {
 	Table    bool // a column of the noun's table
 	File     bool // the value is usually the content of a file
 	Base64   bool // the value travels in base64
+	Secret   bool // the value is written to no log and no audit
 
 	index int
 }
@@ -74,7 +75,7 @@ func Fields(shape reflect.Type) []Field {
 			Name: name, Type: direct(s.Type), index: i,
 			Required: !strings.Contains(options, "omit") && s.Tag.Get("required") != "false",
 			Clear:    s.Tag.Get("clear") == "true", Table: s.Tag.Get("table") == "true", File: s.Tag.Get("file") == "true",
-			Base64: s.Tag.Get("encoding") == "base64", Ref: s.Tag.Get("ref"), Doc: s.Tag.Get("doc"),
+			Base64: s.Tag.Get("encoding") == "base64", Secret: s.Tag.Get("secret") == "true", Ref: s.Tag.Get("ref"), Doc: s.Tag.Get("doc"),
 		}
 		if e := s.Tag.Get("enum"); e != "" {
 			f.Enum = strings.Split(e, ",")

@@ -12,7 +12,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"cairn/cloud"
 	"cairn/cloud/api"
@@ -29,7 +28,7 @@ func (x *call) addFlags(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	if x.op.Request != nil {
-		addShape(flags, "", x.op.Request, true)
+		addShape(cmd, "", x.op.Request, true)
 	}
 	for _, p := range x.op.Query {
 		flags.String(p.Name, "", p.Doc+oneOf(p.Enum))
@@ -40,18 +39,12 @@ func (x *call) addFlags(cmd *cobra.Command) {
 	if x.op.Async {
 		flags.Bool(noWaitFlag, false, "do not wait for the end of the operation")
 	}
-	flags.VisitAll(func(f *pflag.Flag) {
-		if values, ok := f.Annotations[enumAnnotation]; ok {
-			cmd.RegisterFlagCompletionFunc(f.Name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
-		}
-	})
 }
-
-const enumAnnotation = "cairn-enum"
 
 // addShape adds the flags of a shape; those of a nested shape carry its name in
 // front: --healthcheck-port.
-func addShape(flags *pflag.FlagSet, prefix string, shape reflect.Type, required bool) {
+func addShape(cmd *cobra.Command, prefix string, shape reflect.Type, required bool) {
+	flags := cmd.Flags()
 	for _, f := range api.Fields(shape) {
 		name, doc := prefix+f.Name, f.Doc+oneOf(f.Enum)
 		if f.Required && required {
@@ -68,7 +61,7 @@ func addShape(flags *pflag.FlagSet, prefix string, shape reflect.Type, required 
 			flags.StringSlice(name, nil, doc+byName(f)+", several by commas")
 		case api.Object:
 			if key := refKey(f.Type); key == "" {
-				addShape(flags, name+"-", f.Type, f.Required && required)
+				addShape(cmd, name+"-", f.Type, f.Required && required)
 				continue
 			}
 			flags.String(name, "", doc+byName(f))
@@ -79,7 +72,7 @@ func addShape(flags *pflag.FlagSet, prefix string, shape reflect.Type, required 
 			flags.String(name, "", doc)
 		}
 		if f.Enum != nil {
-			flags.SetAnnotation(name, enumAnnotation, f.Enum)
+			cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(f.Enum, cobra.ShellCompDirectiveNoFileComp))
 		}
 	}
 }
@@ -128,7 +121,7 @@ func (x *call) clearable() []string {
 
 // body makes the request from the flags that were given.
 func (x *call) body(ctx context.Context, cmd *cobra.Command) (map[string]any, error) {
-	body, err := x.shape(ctx, cmd.Flags(), "", x.op.Request)
+	body, err := x.shape(ctx, cmd, "", x.op.Request)
 	if err != nil {
 		return nil, err
 	}
@@ -141,12 +134,12 @@ func (x *call) body(ctx context.Context, cmd *cobra.Command) (map[string]any, er
 	return body, nil
 }
 
-func (x *call) shape(ctx context.Context, flags *pflag.FlagSet, prefix string, shape reflect.Type) (map[string]any, error) {
+func (x *call) shape(ctx context.Context, cmd *cobra.Command, prefix string, shape reflect.Type) (map[string]any, error) {
 	body := map[string]any{}
 	for _, f := range api.Fields(shape) {
 		name := prefix + f.Name
 		if f.Sort == api.Object && refKey(f.Type) == "" {
-			inner, err := x.shape(ctx, flags, name+"-", f.Type)
+			inner, err := x.shape(ctx, cmd, name+"-", f.Type)
 			if err != nil {
 				return nil, err
 			}
@@ -155,10 +148,10 @@ func (x *call) shape(ctx context.Context, flags *pflag.FlagSet, prefix string, s
 			}
 			continue
 		}
-		if !flags.Changed(name) {
+		if !cmd.Flags().Changed(name) {
 			continue
 		}
-		v, err := x.value(ctx, flags, name, f)
+		v, err := x.value(ctx, cmd, name, f)
 		if err != nil {
 			return nil, fmt.Errorf("--%s: %w", name, err)
 		}
@@ -168,7 +161,8 @@ func (x *call) shape(ctx context.Context, flags *pflag.FlagSet, prefix string, s
 }
 
 // value reads one flag as the field wants it.
-func (x *call) value(ctx context.Context, flags *pflag.FlagSet, name string, f api.Field) (any, error) {
+func (x *call) value(ctx context.Context, cmd *cobra.Command, name string, f api.Field) (any, error) {
+	flags := cmd.Flags()
 	switch f.Sort {
 	case api.Number:
 		return flags.GetInt64(name)

@@ -184,7 +184,9 @@ func TestWaitEndsWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		c := over(func(*http.Request, []byte) (int, string, error) { return 200, `{"id":"` + string(id) + `","state":"pending"}`, nil })
+		c := over(func(*http.Request, []byte) (int, string, error) {
+			return 200, `{"id":"` + string(id) + `","state":"pending"}`, nil
+		})
 		op, err := c.Wait(ctx, cloud.Operation{ID: id, State: "pending"})
 		if !errors.Is(err, context.DeadlineExceeded) || op.State != "pending" {
 			t.Error(op, err)
