@@ -259,10 +259,21 @@ func TestFrozenWorkerWritesNothing(t *testing.T) {
 	})
 }
 
+// freezer is the store as a worker sees it that stands still after its first claim.
 type freezer struct {
 	*tasktest.Memory
-	thaw chan struct{}
-	err  error
+	thaw    chan struct{}
+	claimed bool
+	err     error
+}
+
+func (f *freezer) Claim(ctx context.Context, owner string, now time.Time, lease time.Duration, limit int) ([]program.Task, error) {
+	if f.claimed {
+		<-f.thaw
+		return nil, ctx.Err()
+	}
+	f.claimed = true
+	return f.Memory.Claim(ctx, owner, now, lease, limit)
 }
 
 func (f *freezer) Save(ctx context.Context, t program.Task, release bool) error {
