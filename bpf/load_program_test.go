@@ -2,17 +2,19 @@
 
 //go:build program
 
-package bpf
+package bpf_test
 
 import (
 	"errors"
 	"testing"
 
+	"cairn/bpf"
+
 	"github.com/cilium/ebpf"
 )
 
 func TestProgramsLoad(t *testing.T) {
-	specs, err := LoadCollectionSpecs()
+	specs, err := bpf.LoadCollectionSpecs()
 	if err != nil {
 		t.Fatal(err)
 	}

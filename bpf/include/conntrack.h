@@ -172,9 +172,10 @@ static __always_inline bool is_replaceable(const struct ct *f, const struct visi
 
 /*
  * Account the packet to its flow at the port and judge it. REASON_NONE admits
- * it and leaves the flow in v->flow; anything else is why it drops.
+ * it and leaves the flow in v->flow; anything else is why it drops. No caller
+ * passes NULL.
  */
-static __noinline enum reason track(struct visit *v, const struct port_cfg *pc)
+__noinline enum reason track(struct visit *v, const struct port_cfg *pc)
 {
 	__u64 now = bpf_ktime_get_ns();
 	enum reason reason;

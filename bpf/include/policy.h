@@ -106,10 +106,11 @@ static __noinline bool classify(const struct question *q, __u32 *rule)
 	return true;
 }
 
-/* Judge the first packet of a flow at a port. */
-static __noinline enum reason judge(const struct port_cfg *pc, struct question *q, __u32 *rule)
+/* Judge the first packet of a flow at a port. Global, as track is, so that the
+ * verifier reads it once; no caller passes NULL. */
+__noinline enum reason judge(const struct port_cfg *pc, struct question *q, __u32 *rule)
 {
-	if (!pc)
+	if (!pc || !q || !rule)
 		return REASON_NO_PORT;
 	*rule = 0;
 	if (q->direction == DIRECTION_OUT && pc->flags & PORT_EGRESS_OPEN)
