@@ -22,7 +22,6 @@ import (
 	capi "cairn/cloud/api"
 	"cairn/controlplane/antiaffinity"
 	"cairn/controlplane/api"
-	"cairn/controlplane/hypervisor"
 	"cairn/controlplane/operation"
 	"cairn/controlplane/securitygroup"
 	"cairn/controlplane/sshkey"
@@ -87,8 +86,6 @@ func (d *daemon) run(cmd *cobra.Command) error {
 	}
 
 	gate := operation.New(s, d.log, securitygroup.Noun)
-	hypervisors := hypervisor.New(s, d.log)
-	leases := hypervisor.NewLeases(hypervisors, time.Now)
 	handlers := api.Merge(api.Catalogue(zone.Name, d.publicURL), gate.Handlers(),
 		sshkey.Handlers(s, gate), antiaffinity.Handlers(s, gate), securitygroup.Handlers(s, gate))
 	handler, err := api.New(api.Config{
@@ -101,7 +98,6 @@ func (d *daemon) run(cmd *cobra.Command) error {
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return gate.Run(ctx) })
-	group.Go(func() error { return leases.Run(ctx) })
 	group.Go(func() error { return s.Poll(ctx) })
 	group.Go(func() error { return serve(ctx, listener, handler) })
 	d.log.Info("serving", "zone", zone.Name, "listen", listener.Addr(), "public_url", d.publicURL)

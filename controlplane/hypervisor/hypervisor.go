@@ -2,10 +2,10 @@
 
 // Package hypervisor keeps the rows of the zone's hypervisors: added by the
 // operator, filled in when their agents join, and found reachable or not. It
-// owns the leases by which agents are known to live, and never talks to one.
+// talks to no agent and judges no silence: it commits what it is told, with
+// what follows from it.
 //
-// Start at Add; leases.go says when a hypervisor is unreachable, registry.go
-// keeps tokens and certificates.
+// Start at Add; registry.go keeps tokens and certificates.
 package hypervisor
 
 import (
