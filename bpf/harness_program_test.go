@@ -430,3 +430,15 @@ func firstDifference(a, b []byte) string {
 	}
 	return fmt.Sprintf("\n%d bytes, want %d", len(a), len(b))
 }
+
+// sweep runs ct_sweep over a port.
+func (w *world) sweep(port uint32) bpf.Sweep {
+	w.Helper()
+	s := bpf.Sweep{Port: port}
+	code, err := w.progs["ct_sweep"].Run(&ebpf.RunOptions{Context: &s, ContextOut: &s})
+	must(w.T, err)
+	if code != 0 {
+		w.Fatalf("ct_sweep answers %d", code)
+	}
+	return s
+}

@@ -1,0 +1,547 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build program
+
+package bpf_test
+
+import (
+	"testing"
+
+	"cairn/bpf"
+	"cairn/bpf/packet"
+)
+
+// toVM is how a packet enters a port.
+func toVM(p packet.Packet, hw string) packet.Packet { return p.MACs(gatewayMAC, hw) }
+
+// fromVM is how port 5's VM sends.
+func fromVM(p packet.Packet) packet.Packet { return p.MACs(mac5, gatewayMAC) }
+
+var web = rule{policy: 500, direction: bpf.DirectionIn, proto: packet.ProtoTCP, cidr: "192.0.2.0/24", lo: 8080, hi: 8080, bit: 3, id: 42}
+
+func (w *world) ruleStat(id uint32) (sum bpf.RuleStat) {
+	w.Helper()
+	var perCPU []bpf.RuleStat
+	must(w.T, w.maps["rule_stats"].Lookup(id, &perCPU))
+	for _, s := range perCPU {
+		sum.Packets += s.Packets
+		sum.Bytes += s.Bytes
+	}
+	return sum
+}
+
+// into runs uplink_in and wants the packet delivered to port 5.
+func (w *world) into(p packet.Packet, ctx skb) {
+	w.Helper()
+	w.expect(moved{bpf.ReasonToPort: 1}, func() {
+		action, out, after := w.tc("uplink_in", fromRouter(p).Bytes(), ctx)
+		if action != tcRedirect || after.Mark != bpf.GuardMark {
+			w.Fatalf("action %d, mark %#x", action, after.Mark)
+		}
+		w.same("delivered", out, toVM(p, mac5).Bytes())
+	})
+}
+
+// refused runs uplink_in and wants the packet dropped.
+func (w *world) refused(p packet.Packet, ctx skb, why bpf.Reason) {
+	w.Helper()
+	w.expect(moved{why: 1}, func() {
+		if action, _, _ := w.tc("uplink_in", fromRouter(p).Bytes(), ctx); action != tcDrop {
+			w.Fatalf("action %d", action)
+		}
+	})
+}
+
+// out runs vm_in and wants the packet sent to the uplink as want.
+func (w *world) out(p, want packet.Packet) {
+	w.Helper()
+	w.expect(moved{bpf.ReasonToUplink: 1}, func() {
+		action, out, after := w.tc("vm_in", fromVM(p).Bytes(), skb{Mark: 77})
+		if action != tcRedirect || after.Mark != 0 {
+			w.Fatalf("action %d, mark %#x", action, after.Mark)
+		}
+		w.same("sent", out, fromVM(want).Bytes())
+	})
+}
+
+func TestIngressIsDeniedByDefault(t *testing.T) {
+	w := newWorld(t)
+	syn := packet.TCP(client, addr5+":8080").SYN()
+	w.refused(syn, skb{}, bpf.ReasonPolicyIn)
+	if _, ok := w.flow(port5, flowKey(packet.ProtoTCP, client, addr5+":8080")); ok {
+		t.Error("a denied packet left a flow")
+	}
+	w.edit(port5, func(pc *bpf.PortCfg) { pc.PolicyIn = 0 })
+	w.refused(syn, skb{}, bpf.ReasonNoPolicy)
+}
+
+func TestRuleAdmitsWhatItNames(t *testing.T) {
+	w := newWorld(t)
+	w.admit(web)
+	w.into(packet.TCP(client, addr5+":8080").SYN(), skb{})
+	f, ok := w.flow(port5, flowKey(packet.ProtoTCP, client, addr5+":8080"))
+	if !ok || f.Rule != 42 || f.State != bpf.CtNew || f.Service != 0 || f.Match != 8080 || f.Packets != 1 {
+		t.Errorf("flow %+v, %v", f, ok)
+	}
+	if got := w.ruleStat(42); got != (bpf.RuleStat{Packets: 1, Bytes: 40}) {
+		t.Errorf("rule 42: %+v", got)
+	}
+	for name, p := range map[string]packet.Packet{
+		"port below":     packet.TCP(client, addr5+":8079").SYN(),
+		"port above":     packet.TCP(client, addr5+":8081").SYN(),
+		"other protocol": packet.UDP(client, addr5+":8080"),
+		"other source":   packet.TCP("192.0.3.1:1", addr5+":8080").SYN(),
+		"other port's":   packet.TCP(client, addr6+":8080").SYN(),
+		"ping":           packet.Ping("192.0.2.9", addr5, 1),
+	} {
+		t.Run(name, func(t *testing.T) { w.refused(p, skb{}, bpf.ReasonPolicyIn) })
+	}
+}
+
+func TestMembersOfAGroupAreAdmitted(t *testing.T) {
+	w := newWorld(t)
+	const class = 9
+	r := web
+	w.put("members", bpf.MemberKey{Scope: bpf.ScopePublic, Ip: ip16("192.0.2.9")}, uint32(class))
+	w.put("peer_bm", bpf.BmKey{Policy: r.policy, Direction: r.direction, Class: class}, uint64(1)<<r.bit)
+	w.ports(r)
+	w.into(packet.TCP(client, addr5+":8080").SYN(), skb{})
+	w.refused(packet.TCP("192.0.2.8:1234", addr5+":8080").SYN(), skb{}, bpf.ReasonPolicyIn)
+}
+
+func TestICMPIsJudgedByTypeAndCode(t *testing.T) {
+	w := newWorld(t)
+	w.admit(rule{policy: 500, direction: bpf.DirectionIn, proto: packet.ProtoICMP, cidr: "0.0.0.0/0", lo: 8 << 8, hi: 8 << 8, bit: 63, id: 50})
+	w.into(packet.Ping("192.0.2.9", addr5, 7), skb{})
+	w.out(packet.Ping("192.0.2.9", addr5, 7).Reply(), packet.Ping("192.0.2.9", addr5, 7).Reply().TTL(63))
+	w.refused(packet.Ping("192.0.2.9", addr5, 8).ICMP(13, 0), skb{}, bpf.ReasonPolicyIn)
+}
+
+func TestUplinkInLeavesOthersAlone(t *testing.T) {
+	w := newWorld(t)
+	for name, c := range map[string]struct {
+		in     []byte
+		action uint32
+		want   bpf.Reason
+	}{
+		"host's own":      {fromRouter(packet.TCP(client, endpoint+":179").SYN()).Bytes(), tcNext, bpf.ReasonPassHost},
+		"host's fragment": {fromRouter(packet.UDP(client, endpoint+":1").Fragment(true, 0)).Bytes(), tcNext, bpf.ReasonPassHost},
+		"arp":             {packet.ARP(routerMAC, "10.64.0.0", endpoint), tcNext, bpf.ReasonPassNotIPv4},
+		"no port":         {fromRouter(packet.TCP(client, "198.51.100.77:80").SYN()).Bytes(), tcDrop, bpf.ReasonNoPort},
+		"link-local":      {fromRouter(packet.TCP(probe+":1", addr5+":8080").SYN()).Bytes(), tcDrop, bpf.ReasonBadSource},
+		"identity range":  {fromRouter(packet.TCP("198.18.0.1:1", addr5+":8080").SYN()).Bytes(), tcDrop, bpf.ReasonBadSource},
+		"fragment":        {fromRouter(packet.UDP(client, addr5+":53").Fragment(true, 0)).Bytes(), tcDrop, bpf.ReasonFragment},
+		"gre":             {fromRouter(packet.TCP(client, addr5+":1").Proto(47)).Bytes(), tcDrop, bpf.ReasonProtocol},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w.expect(moved{c.want: 1}, func() {
+				action, out, _ := w.tc("uplink_in", c.in, skb{})
+				if action != c.action {
+					t.Fatalf("action %#x", action)
+				}
+				w.same(name, out, c.in)
+			})
+		})
+	}
+}
+
+// The whole life of a balanced connection at its port: the group sees the
+// client, the reply comes from the VIP, the flow follows TCP's states.
+func TestBalancedConnection(t *testing.T) {
+	w := newWorld(t)
+	w.admit(web)
+	key := flowKey(packet.ProtoTCP, client, addr5+":8080")
+	in := packet.TCP(client, addr5+":8080")
+	reply := in.Reply()
+	fromVIP := packet.TCP(client, vip).Reply().TTL(63)
+	n := noted(tcpIndex, backend12, 0xabcdef)
+
+	state := func(want uint8) {
+		t.Helper()
+		f, ok := w.flow(port5, key)
+		if !ok || f.State != want {
+			t.Fatalf("state %d (%v), want %d", f.State, ok, want)
+		}
+	}
+	w.into(in.SYN(), n)
+	state(bpf.CtNew)
+	w.out(reply.SYN().ACK(), fromVIP.SYN().ACK())
+	state(bpf.CtReplied)
+	w.into(in.ACK(), n)
+	state(bpf.CtEstablished)
+	w.out(reply.ACK().Payload([]byte("hello")), fromVIP.ACK().Payload([]byte("hello")))
+	w.into(in.FIN().ACK(), n)
+	state(bpf.CtClosing)
+	w.out(reply.FIN().ACK(), fromVIP.FIN().ACK())
+	state(bpf.CtClosed)
+	w.into(in.SYN(), n) // the client uses its port again
+	state(bpf.CtNew)
+	w.out(reply.RST().ACK(), fromVIP.RST().ACK())
+	state(bpf.CtReset)
+
+	f, _ := w.flow(port5, key)
+	if f.Service != tcpService || f.Backend != backend12 || f.Hash != 0xabcdef || f.Vip != ip16("203.0.113.1") ||
+		f.VipPort != bpf.BE16(80) || f.PeerPort != bpf.BE16(1234) || f.Rule != 42 {
+		t.Errorf("flow %+v", f)
+	}
+	if got := w.ruleStat(42); got.Packets != 8 {
+		t.Errorf("rule 42 counts %d packets, want 8", got.Packets)
+	}
+}
+
+func TestBalancedDatagrams(t *testing.T) {
+	w := newWorld(t)
+	udp := web
+	udp.proto = packet.ProtoUDP
+	w.admit(udp)
+	in := packet.UDP(client, addr5+":8080").Payload([]byte("q"))
+	w.into(in, noted(udpIndex, backend12, 1))
+	w.out(in.Reply().Payload([]byte("answer")), packet.UDP(client, vip).Reply().Payload([]byte("answer")).TTL(63))
+	w.out(in.Reply().NoChecksum(), packet.UDP(client, vip).Payload([]byte("q")).Reply().NoChecksum().TTL(63))
+}
+
+func TestBalancedConnectionNeedsARule(t *testing.T) {
+	w := newWorld(t)
+	w.refused(packet.TCP(client, addr5+":8080").SYN(), noted(tcpIndex, backend12, 1), bpf.ReasonPolicyIn)
+}
+
+// A RST that answers a packet of an unknown flow finds its way back as the
+// VIP's.
+func TestResetOfAnUnknownFlowComesFromTheVIP(t *testing.T) {
+	w := newWorld(t)
+	w.admit(web)
+	w.into(packet.TCP(client, addr5+":8080").ACK(), noted(tcpIndex, backend12, 1))
+	w.out(packet.TCP(client, addr5+":8080").Reply().RST(), packet.TCP(client, vip).Reply().RST().TTL(63))
+}
+
+func TestTwoServicesWithOneTuple(t *testing.T) {
+	in := packet.TCP(client, addr5+":8080")
+	key := flowKey(packet.ProtoTCP, client, addr5+":8080")
+	n := noted(tcpIndex, backend12, 1)
+	for name, c := range map[string]struct {
+		service uint32
+		state   uint8
+		p       packet.Packet
+		ctx     skb
+		want    bpf.Reason
+	}{
+		"live, syn":             {99, bpf.CtEstablished, in.SYN(), n, bpf.ReasonCtCollision},
+		"live, ack":             {99, bpf.CtEstablished, in.ACK(), n, bpf.ReasonCtCollision},
+		"unconfirmed, ack":      {99, bpf.CtNew, in.ACK(), n, bpf.ReasonCtCollision},
+		"unconfirmed, syn":      {99, bpf.CtNew, in.SYN(), n, bpf.ReasonToPort},
+		"closed, syn":           {99, bpf.CtClosed, in.SYN(), n, bpf.ReasonToPort},
+		"reset, syn":            {99, bpf.CtReset, in.SYN(), n, bpf.ReasonToPort},
+		"closed, ack":           {99, bpf.CtClosed, in.ACK(), n, bpf.ReasonCtCollision},
+		"live, directly":        {tcpService, bpf.CtEstablished, in.SYN(), skb{}, bpf.ReasonCtCollision},
+		"direct one, balanced":  {0, bpf.CtEstablished, in.SYN(), n, bpf.ReasonCtCollision},
+		"the same service, ack": {tcpService, bpf.CtEstablished, in.ACK(), n, bpf.ReasonToPort},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.admit(web)
+			f := balanced(c.service, c.state)
+			if c.service == 0 {
+				f.Vip, f.VipPort = bpf.Ip16{}, 0
+			}
+			w.remember(port5, key, f)
+			if c.want != bpf.ReasonToPort {
+				w.refused(c.p, c.ctx, c.want)
+				if now, _ := w.flow(port5, key); now.Service != c.service || now.Packets != 0 {
+					t.Errorf("the other service's flow became %+v", now)
+				}
+				return
+			}
+			w.into(c.p, c.ctx)
+			if now, _ := w.flow(port5, key); now.Service != tcpService {
+				t.Errorf("the flow is service %d's", now.Service)
+			}
+		})
+	}
+}
+
+func TestExpiredFlowIsGone(t *testing.T) {
+	in := packet.TCP(client, addr5+":8080").ACK()
+	key := flowKey(packet.ProtoTCP, client, addr5+":8080")
+	const second = uint64(1e9)
+	for name, c := range map[string]struct {
+		state uint8
+		after uint64
+	}{
+		"new": {bpf.CtNew, 30}, "replied": {bpf.CtReplied, 60}, "established": {bpf.CtEstablished, 3600},
+		"closing": {bpf.CtClosing, 3600}, "closed": {bpf.CtClosed, 60}, "reset": {bpf.CtReset, 10},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t) // no rule: only the flow admits
+			f := balanced(0, c.state)
+			f.Vip, f.VipPort = bpf.Ip16{}, 0
+			f.Seen = now() - (c.after-1)*second
+			w.remember(port5, key, f)
+			w.into(in, skb{})
+			f.Seen = now() - (c.after+1)*second
+			w.remember(port5, key, f)
+			w.refused(in, skb{}, bpf.ReasonPolicyIn)
+		})
+	}
+}
+
+func TestRevocationAtTheNextPacket(t *testing.T) {
+	w := newWorld(t)
+	w.admit(web)
+	in := packet.TCP(client, addr5+":8080")
+	w.into(in.SYN(), skb{})
+	w.out(in.Reply().SYN().ACK(), in.Reply().SYN().ACK().TTL(63))
+
+	// A change that leaves the rule in place: judged again, goes on.
+	w.edit(port5, func(pc *bpf.PortCfg) { pc.Generation++ })
+	w.into(in.ACK(), skb{})
+	if f, _ := w.flow(port5, flowKey(packet.ProtoTCP, client, addr5+":8080")); f.Generation != 2 {
+		t.Errorf("generation %d, want 2", f.Generation)
+	}
+	// A policy without it: the reply is judged as part of the client's flow.
+	w.edit(port5, func(pc *bpf.PortCfg) { pc.Generation++; pc.PolicyIn = 999 })
+	w.expect(moved{bpf.ReasonPolicyIn: 1}, func() {
+		if action, _, _ := w.tc("vm_in", fromVM(in.Reply().ACK()).Bytes(), skb{}); action != tcDrop {
+			t.Fatalf("action %d", action)
+		}
+	})
+	w.refused(in.ACK(), skb{}, bpf.ReasonPolicyIn)
+	if _, ok := w.flow(port5, flowKey(packet.ProtoTCP, client, addr5+":8080")); ok {
+		t.Error("the revoked flow is still there")
+	}
+}
+
+func TestFlowOutOpensTheWayBack(t *testing.T) {
+	w := newWorld(t)
+	syn := packet.TCP(addr5+":5555", client).SYN()
+	w.refused(syn.Reply().SYN().ACK(), skb{}, bpf.ReasonPolicyIn)
+	w.out(syn, syn.TTL(63))
+	w.into(syn.Reply().SYN().ACK(), skb{})
+	w.refused(packet.TCP(client, addr5+":5556").SYN().ACK(), skb{}, bpf.ReasonPolicyIn)
+}
+
+func TestEgressPolicy(t *testing.T) {
+	w := newWorld(t)
+	w.edit(port5, func(pc *bpf.PortCfg) { pc.Flags = 0 })
+	drop := func(p packet.Packet, why bpf.Reason) {
+		t.Helper()
+		w.expect(moved{why: 1}, func() {
+			if action, _, _ := w.tc("vm_in", fromVM(p).Bytes(), skb{}); action != tcDrop {
+				t.Fatalf("action %d", action)
+			}
+		})
+	}
+	dns := packet.UDP(addr5+":5555", "192.0.2.53:53")
+	drop(dns, bpf.ReasonNoPolicy)
+	w.edit(port5, func(pc *bpf.PortCfg) { pc.PolicyOut = 500 })
+	drop(dns, bpf.ReasonPolicyOut)
+	w.admit(rule{policy: 500, direction: bpf.DirectionOut, proto: packet.ProtoUDP, cidr: "192.0.2.53/32", lo: 53, hi: 53, bit: 0, id: 60})
+	w.out(dns, dns.TTL(63))
+	drop(dns.To("192.0.2.54:53"), bpf.ReasonPolicyOut)
+	drop(dns.To("192.0.2.53:54"), bpf.ReasonPolicyOut)
+}
+
+func TestVMMaySendOnlyAsItself(t *testing.T) {
+	ok := packet.TCP(addr5+":5555", client).SYN()
+	for name, c := range map[string]struct {
+		in    []byte
+		setup func(*world)
+		want  bpf.Reason
+	}{
+		"other MAC":           {in: ok.MACs(mac6, gatewayMAC).Bytes(), want: bpf.ReasonSpoofedMAC},
+		"other address":       {in: fromVM(ok.From(addr6 + ":5555")).Bytes(), want: bpf.ReasonSpoofedIP},
+		"other, a fragment":   {in: fromVM(ok.From(addr6+":5555").Fragment(true, 0)).Bytes(), want: bpf.ReasonSpoofedIP},
+		"the VIP":             {in: fromVM(ok.From(vip)).Bytes(), want: bpf.ReasonSpoofedIP},
+		"the door":            {in: fromVM(ok.From(probe + ":5555")).Bytes(), want: bpf.ReasonSpoofedIP},
+		"fragment":            {in: fromVM(ok.Fragment(true, 0)).Bytes(), want: bpf.ReasonFragment},
+		"gre":                 {in: fromVM(ok.Proto(47)).Bytes(), want: bpf.ReasonProtocol},
+		"short":               {in: fromVM(ok).Bytes()[:50], want: bpf.ReasonMalformed},
+		"ipv6":                {in: fromVM(ok).EtherType(0x86dd).Bytes(), want: bpf.ReasonNotIPv4},
+		"vlan":                {in: fromVM(ok).EtherType(0x8899).Bytes(), want: bpf.ReasonNotIPv4},
+		"to the underlay":     {in: fromVM(ok.To(endpoint2 + ":4789")).Bytes(), want: bpf.ReasonHostAddress},
+		"to the host":         {in: fromVM(ok.To(endpoint + ":22")).Bytes(), want: bpf.ReasonHostAddress},
+		"to link-local":       {in: fromVM(ok.To("169.254.0.1:1")).Bytes(), want: bpf.ReasonBadDestination},
+		"to loopback":         {in: fromVM(ok.To("127.0.0.1:1")).Bytes(), want: bpf.ReasonBadDestination},
+		"to multicast":        {in: fromVM(ok.To("224.0.0.1:1")).Bytes(), want: bpf.ReasonBadDestination},
+		"to broadcast":        {in: fromVM(ok.To("255.255.255.255:1")).Bytes(), want: bpf.ReasonBadDestination},
+		"to the door, asking": {in: fromVM(ok.To(probe + ":1")).Bytes(), want: bpf.ReasonNoDoorFlow},
+		"ttl":                 {in: fromVM(ok.TTL(1)).Bytes(), want: bpf.ReasonTTL},
+		"oversize":            {in: fromVM(ok.Payload(make([]byte, 1461))).Bytes(), want: bpf.ReasonOversize},
+		"device of no port": {in: fromVM(ok).Bytes(), setup: func(w *world) {
+			w.del("ifindex_port", uint32(loopback))
+		}, want: bpf.ReasonNoPort},
+		"port without record": {in: fromVM(ok).Bytes(), setup: func(w *world) {
+			w.put("port_cfg", port5, &bpf.PortCfg{})
+		}, want: bpf.ReasonNoPort},
+		"port without flows": {in: fromVM(ok).Bytes(), setup: func(w *world) {
+			w.del("ct_est", port5)
+		}, want: bpf.ReasonNoCt},
+		"arp, other MAC inside": {in: arpFrom(mac6, addr5, "169.254.0.1"), want: bpf.ReasonSpoofedARP},
+		"arp, other address":    {in: arpFrom(mac5, addr6, "169.254.0.1"), want: bpf.ReasonSpoofedARP},
+		"arp, own address":      {in: packet.ARP(mac5, addr5, addr5), want: bpf.ReasonARPIgnored},
+		"arp, duplicate probe":  {in: packet.ARP(mac5, "0.0.0.0", addr5), want: bpf.ReasonARPIgnored},
+		"arp, an answer":        {in: packet.ARPReply(mac5, addr5, gatewayMAC, "169.254.0.1"), want: bpf.ReasonARPIgnored},
+		"arp, short":            {in: packet.ARP(mac5, addr5, "169.254.0.1")[:30], want: bpf.ReasonMalformed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			if c.setup != nil {
+				c.setup(w)
+			}
+			w.expect(moved{c.want: 1}, func() {
+				if action, _, _ := w.tc("vm_in", c.in, skb{}); action != tcDrop {
+					t.Fatalf("action %d", action)
+				}
+			})
+		})
+	}
+}
+
+// arpFrom is a question whose Ethernet source is the port's MAC, whatever it
+// says inside.
+func arpFrom(sender, ip, target string) []byte {
+	b := packet.ARP(sender, ip, target)
+	copy(b[6:12], packet.MAC(mac5))
+	return b
+}
+
+// There is no L2 between VMs: every address is at the gateway's MAC.
+func TestEveryAddressIsTheGateways(t *testing.T) {
+	w := newWorld(t)
+	for _, target := range []string{"169.254.0.1", addr6, "198.51.100.200"} {
+		w.expect(moved{bpf.ReasonARPAnswered: 1}, func() {
+			action, out, after := w.tc("vm_in", packet.ARP(mac5, addr5, target), skb{})
+			if action != tcRedirect || after.Mark != bpf.GuardMark {
+				t.Fatalf("action %d, mark %#x", action, after.Mark)
+			}
+			w.same("answer", out, packet.ARPReply(gatewayMAC, target, mac5, addr5))
+		})
+	}
+}
+
+func TestGuard(t *testing.T) {
+	w := newWorld(t)
+	in := toVM(packet.TCP(client, addr5+":8080").SYN(), mac5).Bytes()
+	w.expect(moved{bpf.ReasonGuard: 1}, func() {
+		if action, _, _ := w.tc("vm_guard", in, skb{}); action != tcDrop {
+			t.Fatalf("action %d", action)
+		}
+	})
+	w.expect(moved{bpf.ReasonGuard: 1}, func() {
+		if action, _, _ := w.tc("vm_guard", in, skb{Mark: bpf.GuardMark + 1}); action != tcDrop {
+			t.Fatalf("action %d", action)
+		}
+	})
+	w.expect(moved{bpf.ReasonGuardAdmitted: 1}, func() {
+		if action, _, _ := w.tc("vm_guard", in, skb{Mark: bpf.GuardMark}); action != tcNext {
+			t.Fatalf("action %#x", action)
+		}
+	})
+}
+
+// A neighbour on the same host is judged at both ports.
+func TestNeighbourOnTheSameHost(t *testing.T) {
+	w := newWorld(t)
+	syn := packet.TCP(addr5+":5555", addr6+":8080").SYN()
+	w.expect(moved{bpf.ReasonPolicyIn: 1}, func() {
+		if action, _, _ := w.tc("vm_in", fromVM(syn).Bytes(), skb{}); action != tcDrop {
+			t.Fatalf("action %d", action)
+		}
+	})
+	r := web
+	r.policy, r.cidr = 501, addr5+"/32"
+	w.admit(r)
+	w.expect(moved{bpf.ReasonToPort: 1}, func() {
+		action, out, after := w.tc("vm_in", fromVM(syn).Bytes(), skb{})
+		if action != tcRedirect || after.Mark != bpf.GuardMark {
+			t.Fatalf("action %d, mark %#x", action, after.Mark)
+		}
+		w.same("delivered", out, toVM(syn.TTL(63), mac6).Bytes())
+	})
+	if f, ok := w.flow(port5, flowKey(packet.ProtoTCP, addr6+":8080", addr5+":5555")); !ok || f.Direction != uint8(bpf.DirectionOut) {
+		t.Errorf("sender's flow %+v, %v", f, ok)
+	}
+	if f, ok := w.flow(port6, flowKey(packet.ProtoTCP, addr5+":5555", addr6+":8080")); !ok || f.Direction != uint8(bpf.DirectionIn) {
+		t.Errorf("receiver's flow %+v, %v", f, ok)
+	}
+}
+
+// Health checks come through the door: no rule admits them, none is needed, and
+// nobody else may look like them.
+func TestDoor(t *testing.T) {
+	w := newWorld(t)
+	syn := packet.TCP(probe+":40000", addr5+":8080").SYN()
+	w.expect(moved{bpf.ReasonToPort: 1}, func() {
+		action, out, after := w.tc("svc_in", syn.MACs(doorMAC, uplinkMAC).Bytes(), skb{})
+		if action != tcRedirect || after.Mark != bpf.GuardMark {
+			t.Fatalf("action %d, mark %#x", action, after.Mark)
+		}
+		w.same("probe", out, toVM(syn, mac5).Bytes())
+	})
+	key := flowKey(packet.ProtoTCP, probe+":40000", addr5+":8080")
+	if f, ok := w.flow(port5, key); !ok || f.Flags&bpf.CtHost == 0 {
+		t.Fatalf("flow %+v, %v", f, ok)
+	}
+	answer := syn.Reply().SYN().ACK()
+	w.expect(moved{bpf.ReasonToDoor: 1}, func() {
+		action, out, _ := w.tc("vm_in", fromVM(answer).Bytes(), skb{})
+		if action != tcRedirect {
+			t.Fatalf("action %d", action)
+		}
+		w.same("answer", out, answer.TTL(63).MACs(gatewayMAC, doorMAC).Bytes())
+	})
+	// A change of policy does not concern it.
+	w.edit(port5, func(pc *bpf.PortCfg) { pc.Generation++ })
+	w.expect(moved{bpf.ReasonToDoor: 1}, func() {
+		w.tc("vm_in", fromVM(answer).Bytes(), skb{})
+	})
+	for name, c := range map[string]struct {
+		p    packet.Packet
+		want bpf.Reason
+	}{
+		"not the probe's address": {syn.From("169.254.169.254:1"), bpf.ReasonBadSource},
+		"not a port":              {syn.To(client), bpf.ReasonNoPort},
+		"fragment":                {syn.Fragment(true, 0), bpf.ReasonFragment},
+		"ipv6":                    {syn.EtherType(0x86dd), bpf.ReasonNotIPv4},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w.expect(moved{c.want: 1}, func() {
+				if action, _, _ := w.tc("svc_in", c.p.Bytes(), skb{}); action != tcDrop {
+					t.Fatalf("action %d", action)
+				}
+			})
+		})
+	}
+}
+
+// GRO and TSO hand over many packets in one skb: they are counted one by one.
+func TestPacketsAreCountedNotSkbs(t *testing.T) {
+	w := newWorld(t)
+	w.admit(web)
+	big := packet.TCP(client, addr5+":8080").ACK().Payload(make([]byte, 2*1000+1))
+	w.expect(moved{bpf.ReasonToPort: 3}, func() {
+		w.tc("uplink_in", fromRouter(big).Bytes(), skb{GsoSize: 1000, GsoSegs: 1})
+	})
+	if f, _ := w.flow(port5, flowKey(packet.ProtoTCP, client, addr5+":8080")); f.Packets != 3 {
+		t.Errorf("the flow counts %d packets", f.Packets)
+	}
+}
+
+func TestSweepDeletesOnlyTheExpired(t *testing.T) {
+	w := newWorld(t)
+	for i := range 100 {
+		f := balanced(0, bpf.CtEstablished)
+		if i%2 == 0 {
+			f.State, f.Seen = bpf.CtClosed, now()-61e9
+		}
+		key := flowKey(packet.ProtoTCP, client, addr5+":8080")
+		key.PeerPort = uint16(i)
+		w.remember(port5, key, f)
+	}
+	s := w.sweep(port5)
+	if s.Live != 50 || s.Expired != 50 {
+		t.Errorf("first sweep: %+v", s)
+	}
+	if s := w.sweep(port5); s.Live != 50 || s.Expired != 0 {
+		t.Errorf("second sweep: %+v", s)
+	}
+}
