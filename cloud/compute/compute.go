@@ -98,5 +98,11 @@ func LogPath(state, id string) string {
 func PortLink(port uint32) string { return fmt.Sprintf("cp%d", port) }
 
 func machineFolder(state, id string) string {
-	return filepath.Join(state, "machines", id)
+	return filepath.Join(MachinesFolder(state), id)
+}
+
+// MachinesFolder holds a folder for each machine that the driver knows, named
+// by its id.
+func MachinesFolder(state string) string {
+	return filepath.Join(state, "machines")
 }

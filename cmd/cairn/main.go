@@ -16,11 +16,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"cairn/cloud/cli"
+	"cairn/test/lab"
 )
 
 // extra are the verbs that are no customer's: each package that has one hands over a
 // command.
-var extra []*cobra.Command
+var extra = []*cobra.Command{lab.Command()}
 
 // interrupted is the exit status of a command that a signal ended.
 const interrupted = 130

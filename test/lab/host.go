@@ -139,6 +139,29 @@ func (l *Lab) RouterRoutes(to netip.Prefix) ([]netip.Addr, error) {
 	return hops, err
 }
 
+// RoutesWithin lists the router's kernel routes to prefixes inside the given one.
+func (l *Lab) RoutesWithin(pool netip.Prefix) ([]netip.Prefix, error) {
+	var within []netip.Prefix
+	err := l.Router().netlink(func(h *netlink.Handle) error {
+		routes, err := h.RouteList(nil, netlink.FAMILY_V4)
+		if err != nil {
+			return err
+		}
+		for _, r := range routes {
+			if r.Dst == nil {
+				continue
+			}
+			a, ok := netip.AddrFromSlice(r.Dst.IP)
+			if ok && pool.Contains(a.Unmap()) {
+				bits, _ := r.Dst.Mask.Size()
+				within = append(within, netip.PrefixFrom(a.Unmap(), bits))
+			}
+		}
+		return nil
+	})
+	return within, err
+}
+
 // appendHop leaves out what the kernel does not use: a hop whose link is down.
 func appendHop(hops []netip.Addr, gateway net.IP, flags int) []netip.Addr {
 	a, ok := netip.AddrFromSlice(gateway)
