@@ -125,7 +125,7 @@ func (t tasks) Save(ctx context.Context, task program.Task, release bool) error 
 			return err
 		}
 		if !release {
-			_, err = tx.exec(`UPDATE task SET progress = $1 WHERE id = $2`, task.Progress, task.ID)
+			_, err = tx.exec(`UPDATE task SET progress = $1 WHERE id = $2`, blob(task.Progress), task.ID)
 			return err
 		}
 		notBefore := task.NotBefore
@@ -133,7 +133,7 @@ func (t tasks) Save(ctx context.Context, task program.Task, release bool) error 
 			notBefore = time.Time{}
 		}
 		_, err = tx.exec(`UPDATE task SET progress = $1, lease_owner = '', lease_until = 0, not_before = $2 WHERE id = $3`,
-			task.Progress, nanos(notBefore), task.ID)
+			blob(task.Progress), nanos(notBefore), task.ID)
 		return err
 	})
 	if err != nil {
@@ -146,6 +146,14 @@ func (t tasks) Save(ctx context.Context, task program.Task, release bool) error 
 func (t tasks) Finish(ctx context.Context, task program.Task, o program.Outcome) error {
 	_, err := t.s.Write(ctx, func(tx *Tx) error { return tx.FinishTask(task, o) })
 	return err
+}
+
+// blob is b for a column that is never NULL: an empty one comes back as nil.
+func blob(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
 }
 
 // Free implements program.Tasks.
@@ -166,7 +174,7 @@ func (tx *Tx) FinishTask(task program.Task, o program.Outcome) error {
 		return fmt.Errorf("finish task %s: %w", task.ID, err)
 	}
 	_, err := tx.exec(`UPDATE task SET progress = $1, lease_owner = '', lease_until = 0, finished = 1,
-		outcome = $2, outcome_message = $3 WHERE id = $4`, task.Progress, o.State, o.Message, task.ID)
+		outcome = $2, outcome_message = $3 WHERE id = $4`, blob(task.Progress), o.State, o.Message, task.ID)
 	if err != nil {
 		return fmt.Errorf("finish task %s: %w", task.ID, err)
 	}
