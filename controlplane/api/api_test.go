@@ -384,6 +384,9 @@ func TestDocument(t *testing.T) {
 				t.Errorf("%s: %s %s is %q, want %q", path, o.Method, o.Path, got, o.ID)
 			}
 		}
+		if nullable := strings.Contains(w.Body.String(), `"nullable":true`) || strings.Contains(w.Body.String(), `"null"`); !nullable {
+			t.Errorf("%s: nothing says what null removes", path)
+		}
 		if text := w.Body.String(); strings.Contains(text, "$schema") || !strings.Contains(text, "65535") || !strings.Contains(text, `"http://here/v2"`) {
 			t.Errorf("%s: bounds or server are missing", path)
 		}

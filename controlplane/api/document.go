@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-chi/chi/v5"
@@ -49,6 +50,9 @@ func describe(registry huma.Registry, op *api.Operation) *huma.Operation {
 		d.Parameters = append(d.Parameters, &huma.Param{Name: p.Name, In: "query", Description: p.Doc, Schema: paramSchema(p)})
 	}
 	if op.Request != nil {
+		if op.Method == http.MethodPut {
+			admitNulls(registry.Schema(op.Request, false, op.ID), op)
+		}
 		d.RequestBody = &huma.RequestBody{Required: !op.BodyFree,
 			Content: map[string]*huma.MediaType{"application/json": {Schema: registry.Schema(op.Request, true, op.ID)}}}
 	}
@@ -68,6 +72,21 @@ func describe(registry huma.Registry, op *api.Operation) *huma.Operation {
 	}
 	d.Responses["default"] = response(fault, "any other error")
 	return d
+}
+
+// admitNulls says in the schema of a PUT which fields null removes. The validator never
+// sees these nulls.
+func admitNulls(s *huma.Schema, op *api.Operation) {
+	for _, f := range api.Fields(op.Request) {
+		p := s.Properties[f.Name]
+		switch {
+		case !f.Clear || p == nil:
+		case p.Ref == "":
+			p.Nullable = true
+		default: // beside a reference nothing else may stand in OpenAPI 3.0
+			s.Description = strings.TrimSpace(s.Description + " null removes " + f.Name + ".")
+		}
+	}
 }
 
 func response(s *huma.Schema, description string) *huma.Response {

@@ -119,16 +119,18 @@ func (r *replays) settle(signature string, f *first, status int, body []byte) {
 	close(f.done)
 }
 
-// sweep forgets what has expired, and what is too much.
+// sweep forgets what has expired, and when there is too much, a quarter of what is
+// done: committed answers are in the store as well.
 func (r *replays) sweep(now time.Time) {
-	if now.Sub(r.swept) < resolution && len(r.firsts) < maxFirsts {
+	full := len(r.firsts) >= maxFirsts
+	if now.Sub(r.swept) < resolution && !full {
 		return
 	}
 	r.swept = now
 	for signature, f := range r.firsts {
 		select {
 		case <-f.done:
-			if now.After(f.expires) || len(r.firsts) >= maxFirsts {
+			if now.After(f.expires) || full && len(r.firsts) > maxFirsts*3/4 {
 				delete(r.firsts, signature)
 			}
 		default:

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -215,5 +216,30 @@ func TestAMutationOutlivesItsConnection(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Error("the handler's context ended with the connection:", err)
+	}
+}
+
+// Memory for answers is bounded, and what is in work is never forgotten.
+func TestFirstsAreBounded(t *testing.T) {
+	r := replays{firsts: map[string]*first{}}
+	now := time.Now()
+	claim := func(i int) *first {
+		f, mine := r.claim(&Call{Signature: strconv.Itoa(i), Arrived: now, Expires: now.Add(time.Minute)})
+		if !mine {
+			t.Fatalf("%d is there already", i)
+		}
+		return f
+	}
+	claim(-1)
+	for i := range 2 * maxFirsts {
+		r.settle(strconv.Itoa(i), claim(i), http.StatusOK, nil)
+		if len(r.firsts) > maxFirsts {
+			t.Fatalf("%d answers in memory", len(r.firsts))
+		}
+	}
+	now = now.Add(2 * time.Minute)
+	claim(-2)
+	if _, inWork := r.firsts["-1"]; len(r.firsts) != 2 || !inWork {
+		t.Errorf("%d left after expiry, the one in work %v", len(r.firsts), inWork)
 	}
 }
