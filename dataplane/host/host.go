@@ -131,6 +131,9 @@ func (h *Host) open() error {
 	if err != nil {
 		return err
 	}
+	if err := h.pinFresh(loaded); err != nil {
+		return err
+	}
 	if err := h.attachAll(); err != nil {
 		return err
 	}

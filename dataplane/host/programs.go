@@ -152,21 +152,28 @@ func (h *Host) fillMeta(meta *bpf.Meta) error {
 	return nil
 }
 
-// settle pins the programs that are now in force over the old ones and records
-// them. Until the record is written the next Open loads afresh.
-func (h *Host) settle(l loaded) error {
+// pinFresh pins the programs just loaded over the old ones, before they are
+// attached: at any moment a link runs the program that is recorded or the one
+// that is pinned. Names in a bpffs have no dots.
+func (h *Host) pinFresh(l loaded) error {
 	for _, name := range l.fresh {
 		path := h.pins.progPath(name)
-		if err := os.Remove(path + ".new"); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := os.Remove(path + "-new"); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("pin program %s: %w", name, err)
 		}
-		if err := h.progs[name].Pin(path + ".new"); err != nil {
+		if err := h.progs[name].Pin(path + "-new"); err != nil {
 			return fmt.Errorf("pin program %s: %w", name, err)
 		}
-		if err := os.Rename(path+".new", path); err != nil {
+		if err := os.Rename(path+"-new", path); err != nil {
 			return fmt.Errorf("pin program %s: %w", name, err)
 		}
 	}
+	return nil
+}
+
+// settle records the programs that are now in force. Until the record is written
+// the next Open loads afresh.
+func (h *Host) settle(l loaded) error {
 	var now bpf.Meta
 	if err := h.Maps.Meta.Lookup(uint32(0), &now); err != nil {
 		return fmt.Errorf("read meta: %w", err)

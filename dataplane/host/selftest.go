@@ -5,8 +5,8 @@ package host
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 
 	"cairn/bpf"
@@ -43,7 +43,7 @@ func (p *Prober) Link() error {
 		return fmt.Errorf("test the uplink's links: %w", err)
 	}
 	for name, want := range map[string]uint32{"uplink": meta.UplinkProg, "uplink_in": meta.UplinkInProg} {
-		if err := p.linkRuns(name, ifindex, want); err != nil {
+		if err := p.linkRuns(name, ifindex, name, want); err != nil {
 			return fmt.Errorf("test link %s: %w", name, err)
 		}
 	}
@@ -60,15 +60,17 @@ func (p *Prober) Port(port uint32) error {
 		hook hook
 		prog uint32
 	}{{inHook(port, 0), meta.VmInProg}, {guardHook(port, 0), meta.VmGuardProg}} {
-		if err := p.linkRuns(k.hook.pin, 0, k.prog); err != nil {
+		if err := p.linkRuns(k.hook.pin, 0, k.hook.program, k.prog); err != nil {
 			return fmt.Errorf("test port %d: link %s: %w", port, k.hook.pin, err)
 		}
 	}
 	return nil
 }
 
-// linkRuns checks a pinned link; ifindex 0 takes any device that exists.
-func (p *Prober) linkRuns(name string, ifindex int, program uint32) error {
+// linkRuns checks a pinned link; ifindex 0 takes any device that exists. It must
+// run the program recorded, or the one pinned under its name: while programs are
+// replaced, or if the agent died doing it, the record is behind.
+func (p *Prober) linkRuns(name string, ifindex int, program string, recorded uint32) error {
 	l, err := link.LoadPinnedLink(p.pins.linkPath(name), nil)
 	if err != nil {
 		return fmt.Errorf("open it: %w", err)
@@ -84,10 +86,26 @@ func (p *Prober) linkRuns(name string, ifindex int, program uint32) error {
 		return errors.New("it is detached")
 	case ifindex != 0 && at != ifindex:
 		return fmt.Errorf("it hangs on device %d, not %d", at, ifindex)
-	case uint32(info.Program) != program:
-		return fmt.Errorf("it runs program %d, not %d", info.Program, program)
+	case uint32(info.Program) == recorded:
+		return nil
+	}
+	pinned, err := p.pinnedID(program)
+	if err != nil {
+		return err
+	}
+	if info.Program != pinned {
+		return fmt.Errorf("it runs program %d, not %d", info.Program, recorded)
 	}
 	return nil
+}
+
+func (p *Prober) pinnedID(program string) (ebpf.ProgramID, error) {
+	prog, err := ebpf.LoadPinnedProgram(p.pins.progPath(program), nil)
+	if err != nil {
+		return 0, fmt.Errorf("open the program: %w", err)
+	}
+	defer prog.Close()
+	return programID(prog)
 }
 
 func (p *Prober) meta() (meta bpf.Meta, err error) {
@@ -157,14 +175,12 @@ func (p *Prober) Reasons() (map[bpf.Reason]uint64, error) {
 	return readReasons(m)
 }
 
+// deviceIndex asks the namespace of the caller; a /sys that another namespace
+// has mounted would answer for that one.
 func deviceIndex(name string) (int, error) {
-	b, err := os.ReadFile(filepath.Join("/sys/class/net", name, "ifindex"))
+	dev, err := net.InterfaceByName(name)
 	if err != nil {
 		return 0, fmt.Errorf("find device %s: %w", name, err)
 	}
-	var index int
-	if _, err := fmt.Sscan(string(b), &index); err != nil {
-		return 0, fmt.Errorf("find device %s: %w", name, err)
-	}
-	return index, nil
+	return dev.Index, nil
 }
