@@ -3,7 +3,6 @@
 package pki
 
 import (
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -13,67 +12,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"cairn/cloud/join"
+	"cairn/controlplane/store"
 )
-
-// memory is a Registry without a database.
-type memory struct {
-	mu     sync.Mutex
-	now    func() time.Time
-	tokens map[string]string    // hash -> name
-	until  map[string]time.Time // hash -> expiry
-	leaves map[string]string    // serial -> name, valid ones
-}
-
-func newMemory(now func() time.Time) *memory {
-	return &memory{now: now, tokens: map[string]string{}, until: map[string]time.Time{}, leaves: map[string]string{}}
-}
-
-func (m *memory) AddToken(_ context.Context, name, hash string, expires time.Time) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for serial, holder := range m.leaves {
-		if holder == name {
-			delete(m.leaves, serial)
-		}
-	}
-	m.tokens[hash], m.until[hash] = name, expires
-	return nil
-}
-
-func (m *memory) Enroll(_ context.Context, name, hash, serial string, _ time.Time) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.tokens[hash] != name || !m.now().Before(m.until[hash]) {
-		return ErrToken
-	}
-	delete(m.tokens, hash)
-	m.leaves[serial] = name
-	return nil
-}
-
-func (m *memory) Renew(ctx context.Context, name, old, serial string, _ time.Time) error {
-	if err := m.Valid(ctx, name, old); err != nil {
-		return err
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.leaves[serial] = name
-	return nil
-}
-
-func (m *memory) Valid(_ context.Context, name, serial string) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.leaves[serial] != name {
-		return ErrRevoked
-	}
-	return nil
-}
 
 func openTest(t *testing.T, folder string, now func() time.Time) *FileIssuer {
 	t.Helper()
@@ -127,8 +71,13 @@ func TestAuthorityStaysTheSame(t *testing.T) {
 func TestTokenIsSpentOnce(t *testing.T) {
 	now := time.Now()
 	clock := func() time.Time { return now }
-	desk := &Desk{Issuer: openTest(t, t.TempDir(), clock), Registry: newMemory(clock), Now: clock}
 	ctx := t.Context()
+	s, err := store.Open(ctx, filepath.Join(t.TempDir(), "zone.db"), store.WithClock(clock))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	desk := &Desk{Issuer: openTest(t, t.TempDir(), clock), Registry: StoreRegistry{s}, Now: clock}
 	token, err := desk.Token(ctx, "hv1")
 	if err != nil {
 		t.Fatal(err)
