@@ -22,7 +22,10 @@ import (
 	capi "cairn/cloud/api"
 	"cairn/controlplane/antiaffinity"
 	"cairn/controlplane/api"
+	"cairn/controlplane/dist"
+	"cairn/controlplane/hypervisor"
 	"cairn/controlplane/operation"
+	"cairn/controlplane/pki"
 	"cairn/controlplane/securitygroup"
 	"cairn/controlplane/sshkey"
 	"cairn/controlplane/store"
@@ -84,8 +87,29 @@ func (d *daemon) run(cmd *cobra.Command) error {
 	if d.publicURL == "" {
 		d.publicURL = "http://" + listener.Addr().String()
 	}
+	var forAgents net.Listener
+	if d.listenAgents != "" {
+		if forAgents, err = net.Listen("tcp", d.listenAgents); err != nil {
+			return err
+		}
+	}
+
+	issuer, err := d.issuer(zone.Name)
+	if err != nil {
+		return err
+	}
 
 	gate := operation.New(s, d.log, securitygroup.Noun)
+	hypervisors := hypervisor.New(s, d.log)
+	agents, err := dist.New(dist.Config{
+		Store: s, Settler: gate, Log: d.log, Ledger: filepath.Join(d.state, "ledger"),
+		Desk:   &pki.Desk{Issuer: issuer, Registry: hypervisors.Registry(), Now: time.Now},
+		Events: hypervisor.Agents{Hypervisors: hypervisors},
+	})
+	if err != nil {
+		return err
+	}
+	gate.Waiting, gate.Compacted = agents.Waiting, agents.Compact
 	handlers := api.Merge(api.Catalogue(zone.Name, d.publicURL), gate.Handlers(),
 		sshkey.Handlers(s, gate), antiaffinity.Handlers(s, gate), securitygroup.Handlers(s, gate))
 	handler, err := api.New(api.Config{
@@ -99,6 +123,10 @@ func (d *daemon) run(cmd *cobra.Command) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return gate.Run(ctx) })
 	group.Go(func() error { return s.Poll(ctx) })
+	group.Go(func() error { return agents.Run(ctx) })
+	if forAgents != nil {
+		group.Go(func() error { return agents.Serve(ctx, forAgents) })
+	}
 	group.Go(func() error { return serve(ctx, listener, handler) })
 	d.log.Info("serving", "zone", zone.Name, "listen", listener.Addr(), "public_url", d.publicURL)
 	err = group.Wait()

@@ -102,6 +102,8 @@ type Gate struct {
 	// Waiting says in words whom an operation waits for ("hv3, silent since
 	// …"), "" if nobody knows. Set it before Run.
 	Waiting func(op cloud.ID) string
+	// Compacted is told up to where the change log has been forgotten.
+	Compacted func(upTo store.Revision)
 
 	mu        sync.Mutex
 	waiters   map[cloud.ID]map[chan struct{}]struct{}

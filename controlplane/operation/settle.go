@@ -217,6 +217,9 @@ func (g *Gate) clean(ctx context.Context) error {
 		if err != nil || rev <= keepChanges {
 			return err
 		}
+		if g.Compacted != nil {
+			tx.AfterCommit(func() { g.Compacted(rev - keepChanges) })
+		}
 		return tx.Compact(rev - keepChanges)
 	})
 	return err
