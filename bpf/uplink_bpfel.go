@@ -224,7 +224,7 @@ type uplinkPortCfg struct {
 	Generation uint32
 	Mtu        uint32
 	Vni        uint32
-	Reserved   [5]uint32
+	Reserved   [6]uint32
 }
 
 type uplinkPortFlag uint32

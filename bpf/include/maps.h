@@ -134,7 +134,7 @@ struct port_cfg {
 	__u32 generation;
 	__u32 mtu; /* largest IP packet; 0: any */
 	__u32 vni; /* 0: the public network */
-	__u32 reserved[5];
+	__u32 reserved[6];
 };
 
 struct addr_key {
