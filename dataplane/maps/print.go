@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"cairn/bpf"
+)
+
+// String of an entry: map, key and value as one line.
+func (e Entry) String() string {
+	return fmt.Sprintf("%s %s = %s", e.Map, printKey(e.ID), printValue(e))
+}
+
+func u32(b string) uint32 { return binary.NativeEndian.Uint32([]byte(b)) }
+
+func printKey(id ID) string {
+	switch id.Map {
+	case Prefixes:
+		k := As[bpf.PrefixKey](id.Key)
+		return prefix(k.Ip, k.Bits)
+	case Vteps, VIPAddr4:
+		return bpf.AddrBE32(u32(id.Key)).String()
+	case RuleIDs:
+		k := As[bpf.RulesKey](id.Key)
+		return fmt.Sprintf("%d/%s", k.Policy, direction(k.Direction))
+	case PortBounds:
+		k := As[bpf.BoundsKey](id.Key)
+		return fmt.Sprintf("%d/%s/proto %d", k.Policy, direction(k.Direction), k.Proto)
+	case PortBM:
+		k := As[bpf.PortBmKey](id.Key)
+		return fmt.Sprintf("%d/%s/proto %d/interval %d", k.Policy, direction(k.Direction), k.Proto, k.Interval)
+	case CidrBM, PeerBM:
+		k := As[bpf.BmKey](id.Key)
+		return fmt.Sprintf("%d/%s/class %d", k.Policy, direction(k.Direction), k.Class)
+	case Cidr:
+		k := As[bpf.CidrKey](id.Key)
+		return fmt.Sprintf("%d/%s", k.Policy, prefix(k.Ip, k.Bits-32))
+	case Members:
+		k := As[bpf.MemberKey](id.Key)
+		return fmt.Sprintf("%d/%s", k.Scope, k.Ip.Addr())
+	case AddrOK:
+		k := As[bpf.AddrKey](id.Key)
+		return fmt.Sprintf("%d/%s", k.Port, k.Ip.Addr())
+	case Fdb:
+		k := As[bpf.FdbKey](id.Key)
+		return fmt.Sprintf("%d/%s", k.Vni, net.HardwareAddr(k.Mac[:]))
+	case AddrPort:
+		return As[bpf.Ip16](id.Key).Addr().String()
+	case Local:
+		k := As[bpf.LocalKey](id.Key)
+		return fmt.Sprintf("service %d port %d", k.Service, k.Port)
+	case VIP4:
+		k := As[bpf.Vip4Key](id.Key)
+		return fmt.Sprintf("%s/%d", netip.AddrPortFrom(bpf.AddrBE32(k.Ip), bpf.BE16(k.Port)), k.Proto)
+	}
+	return fmt.Sprint(u32(id.Key)) // arrays and attach: a number
+}
+
+func printValue(e Entry) string {
+	switch e.Map {
+	case Vteps:
+		v := As[bpf.Vtep](e.Value)
+		return fmt.Sprintf("host %d pmtu %d", v.Host, v.Pmtu)
+	case Nexthops:
+		v := As[bpf.Nexthop](e.Value)
+		return net.HardwareAddr(v.Mac[:]).String()
+	case RuleIDs:
+		v := As[bpf.Rules](e.Value)
+		n := 0
+		for n < len(v.Id) && v.Id[n] != 0 {
+			n++
+		}
+		return fmt.Sprintf("rules %v", v.Id[:n])
+	case PortBounds:
+		v := As[bpf.Bounds](e.Value)
+		return fmt.Sprintf("bounds %v", v.Bound[:min(int(v.N), len(v.Bound))])
+	case PortBM, CidrBM, PeerBM, VIPBits:
+		return fmt.Sprintf("%#x", binary.NativeEndian.Uint64([]byte(e.Value)))
+	case PortCfg:
+		v := As[bpf.PortCfg](e.Value)
+		return fmt.Sprintf("device %d mac %s policy %d/%d generation %d mtu %d flags %d",
+			v.Ifindex, net.HardwareAddr(v.Mac[:]), v.PolicyIn, v.PolicyOut, v.Generation, v.Mtu, v.Flags)
+	case Backends:
+		v := As[bpf.Backend](e.Value)
+		return fmt.Sprintf("endpoint %s nexthop %d mac %s", bpf.AddrBE32(v.Endpoint), v.Nexthop, net.HardwareAddr(v.Mac[:]))
+	case Local:
+		v := As[bpf.Local](e.Value)
+		return fmt.Sprintf("backend %d %s flags %d", v.Backend, netip.AddrPortFrom(v.Ip.Addr(), bpf.BE16(v.TargetPort)), v.Flags)
+	case Slots:
+		return printSlots(e.Value)
+	case Svc:
+		v := As[bpf.Svc](e.Value)
+		return fmt.Sprintf("service %d %s/%d slots %d+%d generation %d flags %d mtu %d seed %#x",
+			v.Id, netip.AddrPortFrom(v.Vip.Addr(), bpf.BE16(v.Port)), v.Proto, v.SlotBase, v.SlotMask+1, v.Generation, v.Flags, v.Mtu, v.Seed)
+	}
+	return fmt.Sprint(u32(e.Value))
+}
+
+// printSlots counts the slots of each pair of owners, in order of appearance.
+func printSlots(table string) string {
+	type pair struct{ cur, prev uint32 }
+	count := map[pair]int{}
+	var order []pair
+	for i := 0; i+8 <= len(table); i += 8 {
+		p := pair{binary.LittleEndian.Uint32([]byte(table[i:])), binary.LittleEndian.Uint32([]byte(table[i+4:]))}
+		if count[p] == 0 {
+			order = append(order, p)
+		}
+		count[p]++
+	}
+	var parts []string
+	for _, p := range order {
+		part := fmt.Sprintf("%d×%d", count[p], p.cur)
+		if p.prev != 0 {
+			part += fmt.Sprintf("(%d)", p.prev)
+		}
+		parts = append(parts, part)
+	}
+	return strings.Join(parts, " ")
+}
+
+func direction(d uint32) string {
+	if d == bpf.DirectionOut {
+		return "out"
+	}
+	return "in"
+}
+
+func prefix(ip bpf.Ip16, bits uint32) string {
+	if a := ip.Addr(); a.Is4() {
+		return fmt.Sprintf("%s/%d", a, int(bits)-96)
+	}
+	return fmt.Sprintf("%s/%d", ip.Addr(), bits)
+}
