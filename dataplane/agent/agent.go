@@ -1,0 +1,396 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package agent owns the life of a hypervisor's agent: one loop that turns the
+// desired tables into map contents, and what runs beside it. It decides nothing
+// by itself: each part is a package of its own. Start at Run; loop.go is the
+// round, dirty.go what a change touches.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"cairn/cloud/compute"
+	"cairn/cloud/wire"
+	"cairn/dataplane/announce"
+	"cairn/dataplane/check"
+	"cairn/dataplane/debug"
+	"cairn/dataplane/host"
+	"cairn/dataplane/instance"
+	"cairn/dataplane/maps"
+	"cairn/dataplane/nlb"
+	dsync "cairn/dataplane/sync"
+	"cairn/dataplane/table"
+)
+
+// Version of the agent, as the control plane and people see it.
+const Version = "0.1"
+
+// Config of an agent.
+type Config struct {
+	Name     string
+	State    string // folder
+	Pins     string // folder on a bpffs
+	Uplink   string
+	Endpoint netip.Addr
+	Control  string // HOST:PORT
+	Token    string // to join with
+	Socket   string // of the debug service
+	Door     string // namespace of the host's own services; none: no checks
+	Roles    []string
+	Drivers  []compute.Driver
+	Sizes    map[string]uint32 // of maps, when they are made
+	MTUCheck bool              // refuse an uplink without room for the encapsulation
+	Log      *slog.Logger
+}
+
+// RoleBalancer is the role of hosts that announce VIPs.
+const RoleBalancer = "lb"
+
+// minMTU is what full-size packets of instances need on the uplink.
+const minMTU = 1500 + nlb.Overhead
+
+// Announcements is the file for the speaker, in the state folder.
+const Announcements = "announcements.json"
+
+// Agent is one that runs.
+type Agent struct {
+	cfg      Config
+	log      *slog.Logger
+	host     *host.Host
+	store    *maps.Kernel
+	mark     *mark
+	table    *table.Table
+	watcher  *table.Watcher
+	senses   *Senses
+	client   *dsync.Client
+	cache    *dsync.Cache
+	checks   *check.Checks
+	worker   *instance.Worker
+	started  time.Time
+	restarts uint64
+
+	mu         sync.Mutex // of the loop and what follows
+	loop       *Loop
+	programmed table.Mark
+	announced  *announce.Set
+	repaired   uint64
+	flows      uint64
+}
+
+// Run takes the host's dataplane over as it is, or brings it up, and keeps it
+// as the control plane wants it until ctx ends. Then everything stays in force.
+func Run(ctx context.Context, cfg Config) error {
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	a := &Agent{cfg: cfg, log: cfg.Log, started: time.Now()}
+	defer a.close()
+	if err := a.open(); err != nil {
+		return fmt.Errorf("start agent %s: %w", cfg.Name, err)
+	}
+	return a.run(ctx)
+}
+
+func (a *Agent) open() (err error) {
+	cfg := a.cfg
+	if err := os.MkdirAll(cfg.State, 0o700); err != nil {
+		return err
+	}
+	if a.restarts, err = countStart(cfg.State); err != nil {
+		return err
+	}
+	if err := host.EnsureBPFFS(filepath.Dir(cfg.Pins)); err != nil {
+		return err
+	}
+	a.host, err = host.Open(host.Config{
+		Pins: cfg.Pins, Uplink: cfg.Uplink, Endpoint: cfg.Endpoint, Door: cfg.Door, Sizes: cfg.Sizes,
+	})
+	if err != nil {
+		return err
+	}
+	if a.store, err = maps.NewKernel(a.host); err != nil {
+		return err
+	}
+	if a.mark, err = openMark(cfg.Pins); err != nil {
+		return err
+	}
+	high, err := a.mark.read()
+	if err != nil {
+		return err
+	}
+	if a.senses, err = NewSenses(cfg.Uplink, a.log); err != nil {
+		return err
+	}
+	if err := a.checkMTU(); err != nil {
+		return err
+	}
+	a.loop, err = NewLoop(a.store, high, nlb.Capacities{
+		Slots: a.store.Capacity(maps.Slots), Services: a.store.Capacity(maps.Svc), Nexthops: a.store.Capacity(maps.Nexthops),
+	})
+	if err != nil {
+		return err
+	}
+	if err := a.openTable(high); err != nil {
+		return err
+	}
+	return a.openParts()
+}
+
+func (a *Agent) checkMTU() error {
+	mtu, _ := a.senses.Uplink()
+	if mtu >= minMTU {
+		return nil
+	}
+	if a.cfg.MTUCheck {
+		return fmt.Errorf("uplink %s has MTU %d: packets of 1500 bytes need %d", a.cfg.Uplink, mtu, minMTU)
+	}
+	a.log.Warn("uplink too small for the encapsulation of packets of 1500 bytes", "mtu", mtu, "needed", minMTU)
+	return nil
+}
+
+// openTable fills the desired tables from the cache. Without one, the maps say
+// by how much a first snapshot may differ from them.
+func (a *Agent) openTable(high table.Mark) (err error) {
+	if a.table, err = table.New(high); err != nil {
+		return err
+	}
+	a.cache = dsync.NewCache(a.cfg.State)
+	at, ups, err := a.cache.Load()
+	switch {
+	case err == nil:
+		_, err = a.table.Restore(at, ups)
+	case errors.Is(err, fs.ErrNotExist):
+		err = nil
+	default:
+		a.log.Error("the cache is of no use, waiting for the control plane", "error", err)
+		err = nil
+	}
+	if err != nil {
+		return err
+	}
+	have := a.loop.Image()
+	a.table.Expect(map[wire.Kind]int{
+		wire.KindHost: have.Len(maps.Vteps), wire.KindMember: have.Len(maps.Members), wire.KindPort: have.Len(maps.PortCfg),
+		wire.KindBackend: have.Len(maps.Backends), wire.KindSlots: have.Len(maps.Slots), wire.KindService: have.Len(maps.VIP4),
+	})
+	a.watcher, err = a.table.Watch()
+	return err
+}
+
+func (a *Agent) openParts() error {
+	a.client = dsync.New(dsync.Config{
+		Control: a.cfg.Control, Folder: a.cfg.State, Token: a.cfg.Token, Inventory: a.inventory, Table: a.table, Log: a.log,
+	})
+	a.worker = instance.NewWorker(a.cfg.Drivers, func(r instance.Report) {
+		a.client.Observe(dsync.Report{
+			Key: wire.Instance{ID: r.ID}.Key(), Generation: r.Generation, State: r.State, Reason: r.Reason,
+		})
+	}, a.log)
+	if a.cfg.Door == "" {
+		return nil
+	}
+	door, err := check.OpenDoor(a.cfg.Door)
+	if err != nil {
+		return err
+	}
+	a.checks = check.New(door.Dial, func(key wire.Key, generation uint64, verdict, reason string) {
+		a.log.Info("check", "key", key.ID, "verdict", verdict, "reason", reason)
+		a.client.Observe(dsync.Report{Key: key, Generation: generation, State: verdict, Reason: reason})
+	}, a.client.Forget)
+	return nil
+}
+
+func (a *Agent) close() {
+	if a.checks != nil {
+		a.checks.Close()
+	}
+	if a.table != nil {
+		a.table.Close()
+	}
+	if a.mark != nil {
+		a.mark.close()
+	}
+	if a.store != nil {
+		_ = a.store.Close() // the mappings end with the process
+	}
+	if a.host != nil {
+		_ = a.host.Close() // the pins stay, which is the point
+	}
+}
+
+func (a *Agent) run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, part := range []func(context.Context){a.senses.Run, a.client.Run, a.worker.Run, a.collect, a.keep} {
+		group.Go(func() error { part(ctx); return nil })
+	}
+	group.Go(func() error {
+		a.cache.Run(ctx, 100*time.Millisecond, func(err error) { a.log.Error("desired state not kept on disk", "error", err) })
+		return nil
+	})
+	if a.cfg.Socket != "" {
+		group.Go(func() error { return debug.Serve(ctx, a.cfg.Socket, a) })
+	}
+	a.log.Info("agent runs", "name", a.cfg.Name, "revision", a.table.View().Mark().Revision, "starts", a.restarts)
+	err := group.Wait()
+	a.log.Info("agent ends, what it programmed stays", "error", err)
+	return err
+}
+
+// How often the maps are read again to find what somebody else changed, and how
+// often what could not be programmed is tried again.
+const (
+	auditPeriod = 30 * time.Second
+	retryPeriod = 2 * time.Second
+)
+
+// keep is the loop.
+func (a *Agent) keep(ctx context.Context) {
+	audit, retry := time.NewTicker(auditPeriod), time.NewTicker(retryPeriod)
+	defer audit.Stop()
+	defer retry.Stop()
+	release := time.NewTimer(time.Hour)
+	defer release.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.watcher.Wake():
+		case <-a.senses.Wake():
+		case <-retry.C:
+			if !a.unsettled() {
+				continue
+			}
+		case <-audit.C:
+			a.audit()
+		case <-release.C:
+		}
+		if next := a.round(); !next.IsZero() {
+			release.Reset(max(time.Until(next), time.Millisecond))
+		}
+	}
+}
+
+func (a *Agent) unsettled() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.loop.Unsettled()) > 0
+}
+
+func (a *Agent) audit() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	differences, err := a.loop.Audit()
+	if err != nil {
+		a.log.Error("maps not audited", "error", err)
+	}
+	a.repaired += uint64(len(differences))
+	for _, line := range differences {
+		a.log.Warn("somebody else changed a map", "entry", line)
+	}
+}
+
+// round programs what the tables hold now, tells the control plane, and hands
+// the rest of it to those who work on their own.
+func (a *Agent) round() time.Time {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	view := a.table.View()
+	changed := a.watcher.Changed(view)
+	_, down := a.senses.Uplink()
+	a.client.Uplink(down)
+	facts := a.facts(view)
+	out := a.loop.Round(view, changed, facts, time.Now())
+	if out.Held {
+		return time.Time{}
+	}
+	if err := a.mark.write(out.Mark); err != nil {
+		// Without the mark an older state could be taken after a restart: the
+		// control plane is not told that this one holds.
+		a.log.Error("mark of the maps not written", "error", err)
+		return time.Time{}
+	}
+	a.client.Programmed(out.Mark, monotonic(), out.Faults)
+	for _, f := range out.Faults {
+		a.log.Warn("item not programmed", "key", f.Key.String(), "reason", f.Reason)
+	}
+	for _, s := range out.Steps {
+		a.log.Debug("step", "step", s.String())
+	}
+	if out.Mark != a.programmed || len(changed) > 0 {
+		a.programmed = out.Mark
+		a.cache.Offer(view)
+		a.worker.Set(instance.Wanted(view))
+		a.forgetInstances(view, changed)
+		if a.checks != nil {
+			a.checks.Set(view)
+		}
+	}
+	a.announce(view, facts)
+	return a.loop.Release(time.Now())
+}
+
+func (a *Agent) facts(view table.View) Facts {
+	self := a.self(view)
+	var endpoints []netip.Addr
+	for h := range table.All[wire.Host](view) {
+		if h.ID != self {
+			endpoints = append(endpoints, h.Endpoint)
+		}
+	}
+	facts := a.senses.Facts(endpoints)
+	facts.Balancer.Self = self
+	return facts
+}
+
+// self is this host's number, 0 while it is not known.
+func (a *Agent) self(view table.View) uint32 {
+	for h := range table.All[wire.Host](view) {
+		if h.Name == a.cfg.Name {
+			return h.ID
+		}
+	}
+	return 0
+}
+
+func (a *Agent) forgetInstances(view table.View, changed []wire.Key) {
+	for _, key := range changed {
+		if _, there := view.Row(key); key.Kind == wire.KindInstance && !there {
+			a.client.Forget(key)
+		}
+	}
+}
+
+func (a *Agent) inventory() dsync.Inventory {
+	mtu, _ := a.senses.Uplink()
+	drivers := a.worker.Drivers()
+	slices.Sort(drivers)
+	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id") // without one a reboot is not told from a restart
+	inv := dsync.Inventory{
+		Name: a.cfg.Name, BootID: string(boot), Endpoint: a.cfg.Endpoint.String(), MTU: mtu,
+		Roles: a.cfg.Roles, Drivers: drivers, CPUs: uint32(cpus()), Version: Version,
+	}
+	var info unix.Sysinfo_t
+	if unix.Sysinfo(&info) == nil {
+		inv.Memory = uint64(info.Totalram) * uint64(info.Unit)
+	}
+	return inv
+}
+
+func monotonic() int64 {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // it has no way to fail
+	return ts.Nano()
+}

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"cairn/bpf"
+	"cairn/cloud/wire"
+	"cairn/dataplane/maps"
+	"cairn/dataplane/nlb"
+	"cairn/dataplane/port"
+	"cairn/dataplane/table"
+)
+
+// dirty collects the units of a round, and which changed items each is looked
+// at for.
+type dirty struct {
+	view  table.View
+	have  *maps.Image
+	units map[string][]wire.Key
+	quiet bool // units are looked at for no item's sake
+}
+
+func newDirty(view table.View, have *maps.Image) *dirty {
+	return &dirty{view: view, have: have, units: map[string][]wire.Key{}}
+}
+
+func (d *dirty) add(unit string, causes ...wire.Key) {
+	if d.quiet {
+		causes = nil
+	}
+	d.units[unit] = append(d.units[unit], causes...)
+}
+
+// names in the order in which units are built: what others need comes first.
+func (d *dirty) names() []string {
+	names := make([]string, 0, len(d.units))
+	for name := range d.units {
+		names = append(names, name)
+	}
+	slices.SortFunc(names, func(a, b string) int {
+		if ra, rb := rank(a), rank(b); ra != rb {
+			return ra - rb
+		}
+		return strings.Compare(a, b)
+	})
+	return names
+}
+
+var ranks = []string{
+	port.Host, "announcement", "host", "nexthop", "policy", "member", "port", "backend", nlb.Bits, "vip", "service",
+}
+
+func rank(unit string) int {
+	kind, _, _ := strings.Cut(unit, "/")
+	return slices.Index(ranks, kind)
+}
+
+// all units that the view or the image knows.
+func (d *dirty) all() {
+	d.quiet = true
+	defer func() { d.quiet = false }()
+	d.add(port.Host)
+	d.add(nlb.Bits)
+	for _, unit := range d.have.Units() {
+		d.add(unit)
+	}
+	for _, kind := range wire.Kinds() {
+		for row := range d.view.Rows(kind) {
+			d.change(row.Key)
+		}
+	}
+}
+
+// change adds the units that an item has a part in: its own, and those that
+// name it.
+func (d *dirty) change(key wire.Key) {
+	switch key.Kind {
+	case wire.KindHost:
+		d.add(key.String(), key)
+		d.add(port.Host)
+		d.needing(key)
+	case wire.KindClass:
+		for p := range table.All[wire.Policy](d.view) {
+			d.add(p.Key().String(), key)
+		}
+		for m := range table.All[wire.Member](d.view) {
+			if fmt.Sprint(m.Class) == key.ID {
+				d.add(m.Key().String(), key)
+			}
+		}
+	case wire.KindPolicy:
+		d.add(key.String(), key)
+		for p := range table.All[wire.Port](d.view) {
+			if fmt.Sprint(p.Policy) == key.ID {
+				d.add(p.Key().String(), key)
+			}
+		}
+		d.needing(key)
+	case wire.KindMember, wire.KindPort, wire.KindAnnouncement:
+		d.add(key.String(), key)
+	case wire.KindBackend:
+		d.add(key.String(), key)
+		if v, ok := table.Get[wire.Backend](d.view, key.ID); ok {
+			d.service(v.Service, key)
+		}
+		d.needing(key)
+	case wire.KindSlots:
+		d.add("service/"+key.ID, key)
+	case wire.KindService:
+		d.add(key.String(), key)
+		d.add(nlb.Bits, key)
+		if s, ok := table.Get[wire.Service](d.view, key.ID); ok {
+			d.add(nlb.VIP(s.VIP), key)
+		}
+		for _, e := range d.have.Of(key.String()) { // the address it had before
+			if e.Map == maps.VIP4 {
+				d.add(nlb.VIP(bpf.AddrBE32(maps.As[bpf.Vip4Key](e.Key).Ip)), key)
+			}
+		}
+		d.unserved(key)
+	}
+}
+
+// service adds a service whose backend changed, if it is here.
+func (d *dirty) service(id uint32, cause wire.Key) {
+	unit := wire.Service{ID: id}.Key()
+	if _, ok := d.view.Row(unit); ok {
+		d.add(unit.String(), cause)
+	}
+}
+
+func (d *dirty) needing(key wire.Key) {
+	for _, unit := range d.have.Needing(map[string]bool{key.String(): true}) {
+		d.add(unit, key)
+	}
+}
+
+// unserved adds the addresses that have no service any more: one without slots
+// left no trace in vip4 of where it was.
+func (d *dirty) unserved(cause wire.Key) {
+	served := map[string]bool{}
+	for s := range table.All[wire.Service](d.view) {
+		served[nlb.VIP(s.VIP)] = true
+	}
+	for e := range d.have.Entries(maps.VIPAddr4) {
+		if unit := nlb.VIP(bpf.AddrBE32(maps.As[uint32](e.Key))); !served[unit] {
+			d.add(unit, cause)
+		}
+	}
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package debug is how people look into an agent: a service on its unix socket
+// and the verbs of `cairn debug`. It works without a control plane. It changes
+// nothing, and knows nothing but what its Source tells. Start at Source.
+package debug
+
+import (
+	"net/netip"
+	"time"
+
+	"cairn/dataplane/sync"
+	"cairn/dataplane/table"
+)
+
+// Source answers for an agent.
+type Source interface {
+	Status() Status
+	Ports() []Port
+	Services() []Service
+	Flow(Flow) (Path, error)
+	Diff() (Diff, error)
+	Drops() ([]Drop, error)
+}
+
+// Status of an agent.
+type Status struct {
+	Name       string            `json:"name"`
+	Version    string            `json:"version"`
+	Started    time.Time         `json:"started"`
+	Restarts   uint64            `json:"restarts"` // starts before this one, with the same state
+	Desired    table.Mark        `json:"desired"`
+	Programmed table.Mark        `json:"programmed"`
+	Control    sync.State        `json:"control"`
+	UplinkDown bool              `json:"uplink_down"`
+	UplinkMTU  uint32            `json:"uplink_mtu"`
+	Digests    map[string]Digest `json:"digests"`
+	Alarm      string            `json:"alarm,omitempty"` // why the last change was refused
+	Refusals   uint64            `json:"refusals"`
+	Unsettled  map[string]string `json:"unsettled,omitempty"` // unit → why it is not as wanted
+	Repaired   uint64            `json:"repaired"`            // map entries that somebody else had changed
+	Programs   map[string]uint32 `json:"programs"`            // name → id
+	Maps       map[string]uint32 `json:"maps"`
+	Memory     uint64            `json:"memory"` // resident bytes of the process
+	Flows      uint64            `json:"flows"`  // live, as of the last sweep
+}
+
+// Digest of a kind; Sum is in hexadecimal.
+type Digest struct {
+	Count uint64 `json:"count"`
+	Sum   string `json:"sum"`
+}
+
+// Port as wanted and as programmed.
+type Port struct {
+	ID         uint32       `json:"id"`
+	Instance   string       `json:"instance"`
+	Machine    string       `json:"machine"` // running, stopped, error, absent
+	Addresses  []netip.Addr `json:"addresses"`
+	MAC        string       `json:"mac"`
+	Policy     uint32       `json:"policy"`     // the zone's
+	Programmed uint32       `json:"programmed"` // this host's own policy id, 0: drops all
+	Generation uint32       `json:"generation"`
+	Device     uint32       `json:"device"` // interface index, 0: none
+	Attached   bool         `json:"attached"`
+	Flows      int          `json:"flows"`
+}
+
+// Service as programmed.
+type Service struct {
+	ID         uint32    `json:"id"`
+	VIP        string    `json:"vip"` // address:port/protocol
+	Record     uint32    `json:"record"`
+	Base       uint32    `json:"base"`
+	Slots      int       `json:"slots"`
+	Generation uint32    `json:"generation"`
+	Panic      bool      `json:"panic,omitempty"`
+	Backends   []Backend `json:"backends"`
+}
+
+// Backend of a service.
+type Backend struct {
+	ID       uint32 `json:"id"`
+	Host     uint32 `json:"host"`
+	Endpoint string `json:"endpoint"` // "local" on this host
+	Address  string `json:"address"`
+	Slots    int    `json:"slots"`           // it owns
+	Former   int    `json:"former"`          // it owned before
+	State    string `json:"state"`           // ready, draining, unhealthy
+	Check    string `json:"check,omitempty"` // the verdict of this host's own check
+}
+
+// Flow is a client's connection to a VIP.
+type Flow struct {
+	Client   netip.AddrPort `json:"client"`
+	VIP      netip.AddrPort `json:"vip"`
+	Protocol uint8          `json:"protocol"`
+}
+
+// Path is where a flow goes, by the same arithmetic as the program's.
+type Path struct {
+	Flow       Flow   `json:"flow"`
+	Service    uint32 `json:"service"`
+	Hash       uint32 `json:"hash"`
+	Slot       uint32 `json:"slot"`
+	Cur        uint32 `json:"cur"`
+	Prev       uint32 `json:"prev"`
+	Generation uint32 `json:"generation"`
+	Endpoint   string `json:"endpoint"` // of cur's host, "local" on this one
+	Address    string `json:"address"`  // of cur
+	Known      bool   `json:"known"`    // a port of this host has the flow
+}
+
+// Diff is desired against programmed: empty when they agree.
+type Diff struct {
+	Missing []string `json:"missing"` // wanted, and not so in the maps
+	Foreign []string `json:"foreign"` // in the maps, and wanted by nobody
+	Faults  []string `json:"faults"`  // units that cannot be made
+}
+
+// Empty tells whether desired and programmed agree.
+func (d Diff) Empty() bool { return len(d.Missing)+len(d.Foreign)+len(d.Faults) == 0 }
+
+// Drop is the counter of one reason.
+type Drop struct {
+	Reason string `json:"reason"`
+	Count  uint64 `json:"count"`
+	Drop   bool   `json:"drop"` // the packet was dropped, not sent on
+}
