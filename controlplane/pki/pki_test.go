@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"cairn/cloud/join"
-	"cairn/controlplane/store"
 )
 
 func openTest(t *testing.T, folder string, now func() time.Time) *FileIssuer {
@@ -65,54 +64,6 @@ func TestAuthorityStaysTheSame(t *testing.T) {
 	}
 	if _, err := Open(folder, "ch-gva-2", time.Now); err == nil {
 		t.Error("made a new key beside the old certificate")
-	}
-}
-
-func TestTokenIsSpentOnce(t *testing.T) {
-	now := time.Now()
-	clock := func() time.Time { return now }
-	ctx := t.Context()
-	s, err := store.Open(ctx, filepath.Join(t.TempDir(), "zone.db"), store.WithClock(clock))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
-	desk := &Desk{Issuer: openTest(t, t.TempDir(), clock), Registry: StoreRegistry{s}, Now: clock}
-	token, err := desk.Token(ctx, "hv1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, csr := request(t, "hv9") // the name in the request counts for nothing
-	if _, err := desk.Enroll(ctx, "hv2", token.Secret, csr); !errors.Is(err, ErrToken) {
-		t.Errorf("another name: %v", err)
-	}
-	leaf, err := desk.Enroll(ctx, "hv1", token.Secret, csr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	credentials, err := join.NewCredentials(key, leaf.Raw, desk.Issuer.Authority().Raw)
-	if err != nil || credentials.Name != "hv1" || credentials.Zone != "ch-gva-2" {
-		t.Errorf("%+v, %v", credentials, err)
-	}
-	if _, err := desk.Enroll(ctx, "hv1", token.Secret, csr); !errors.Is(err, ErrToken) {
-		t.Errorf("second use: %v", err)
-	}
-	if err := desk.Registry.Valid(ctx, "hv1", Serial(leaf)); err != nil {
-		t.Error(err)
-	}
-	late, err := desk.Token(ctx, "hv1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := desk.Registry.Valid(ctx, "hv1", Serial(leaf)); !errors.Is(err, ErrRevoked) {
-		t.Errorf("a new token left the old serial alone: %v", err)
-	}
-	if _, err := desk.Renew(ctx, leaf, csr); !errors.Is(err, ErrRevoked) {
-		t.Errorf("renewed a revoked certificate: %v", err)
-	}
-	now = now.Add(join.TokenLife)
-	if _, err := desk.Enroll(ctx, "hv1", late.Secret, csr); !errors.Is(err, ErrToken) {
-		t.Errorf("expired token: %v", err)
 	}
 }
 
