@@ -120,7 +120,7 @@ func newBench(t *testing.T) *bench {
 
 // restart is a new process: what it knows comes from the disk.
 func (b *bench) restart() {
-	b.speaker = New(Config{File: b.file, State: b.state, Log: slog.New(slog.DiscardHandler)}, b.dataplane, b.router)
+	b.speaker = New(Config{File: b.file, State: b.state, Log: quietLog()}, b.dataplane, b.router)
 	b.router.routes = nil
 }
 
@@ -286,7 +286,7 @@ func TestStaleBeatsEmpty(t *testing.T) {
 	b.announced("")
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -446,3 +446,5 @@ func TestRunOverFilesAndSocket(t *testing.T) {
 	b.write(2, lastVIP, otherVIP, machine)
 	status(2, 3)
 }
+
+func quietLog() *slog.Logger { return slog.New(slog.DiscardHandler) }

@@ -141,7 +141,7 @@ type Session struct {
 	Flaps       uint32     `json:"flaps"`          // times it left established
 	Advertised  uint64     `json:"advertised"`     // routes on this session
 	Rejected    uint64     `json:"rejected"`       // routes received; none is ever used
-	BFD         string     `json:"bfd,omitempty"`  // down, init, up, admin-down; empty without BFD
+	BFD         string     `json:"bfd,omitempty"`  // waiting for the session, down, init, up, admin-down; empty without BFD
 	HoldTime    int        `json:"hold_time"`      // seconds, negotiated
 }
 

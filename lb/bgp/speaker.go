@@ -25,9 +25,11 @@ type Speaker struct {
 	log    *slog.Logger
 	server *server.BgpServer
 	cancel context.CancelFunc
+	pause  time.Duration // PrefixLimitPause, but in tests
 
 	mu        sync.Mutex
 	announced map[netip.Prefix]Route
+	watched   map[netip.Addr]bool // peers whose BFD has begun
 }
 
 // Start opens sessions to all peers and returns at once: it does not wait for
@@ -45,7 +47,9 @@ func Start(c Config, log *slog.Logger) (*Speaker, error) {
 		log:       log,
 		server:    server.NewBgpServer(server.LoggerOption(slog.New(quiet{log.Handler()}), level)),
 		cancel:    cancel,
+		pause:     PrefixLimitPause,
 		announced: map[netip.Prefix]Route{},
+		watched:   map[netip.Addr]bool{},
 	}
 	go s.server.Serve()
 	if err := s.open(ctx); err != nil {
@@ -82,7 +86,7 @@ func (s *Speaker) open(ctx context.Context) error {
 		return fmt.Errorf("watch peers: %w", err)
 	}
 	for _, p := range s.config.Peers {
-		if err := s.server.AddPeer(ctx, &api.AddPeerRequest{Peer: s.peer(p)}); err != nil {
+		if err := s.server.AddPeer(ctx, &api.AddPeerRequest{Peer: s.peer(p, false)}); err != nil {
 			return fmt.Errorf("add peer %s: %w", p.Address, err)
 		}
 	}
@@ -110,7 +114,7 @@ func (s *Speaker) rejectImports(ctx context.Context) error {
 
 // peer writes a Peer in GoBGP's words. Graceful restart is left out on purpose
 // (note 0001).
-func (s *Speaker) peer(p Peer) *api.Peer {
+func (s *Speaker) peer(p Peer, bfd bool) *api.Peer {
 	peer := &api.Peer{
 		Conf: &api.PeerConf{
 			NeighborAddress: p.Address.String(),
@@ -142,7 +146,7 @@ func (s *Speaker) peer(p Peer) *api.Peer {
 	if p.TTLSecurity {
 		peer.TtlSecurity = &api.TtlSecurity{Enabled: true, TtlMin: 255}
 	}
-	if p.BFD {
+	if bfd {
 		peer.Bfd = &api.BfdPeerConfig{
 			Enabled:                  true,
 			DesiredMinimumTxInterval: uint32(BFDInterval.Microseconds()),
@@ -168,12 +172,15 @@ func (s *Speaker) peerEvent(ctx context.Context, ev *apiutil.WatchEventMessage_P
 	state := ev.Peer.State
 	s.log.Info("session changed", "peer", state.NeighborAddress, "state", stateName(state.SessionState.String()),
 		"reason", state.DisconnectReason.String(), "message", state.DisconnectMessage)
+	if state.SessionState == packet.BGP_FSM_ESTABLISHED {
+		s.beginBFD(ctx, state.NeighborAddress)
+	}
 	if state.AdminState != api.PeerState_ADMIN_STATE_PFX_CT {
 		return
 	}
 	s.log.Error("router sent too many routes; session pauses", "peer", state.NeighborAddress,
-		"limit", MaxPrefixes, "pause", PrefixLimitPause)
-	time.AfterFunc(PrefixLimitPause, func() {
+		"limit", MaxPrefixes, "pause", s.pause)
+	time.AfterFunc(s.pause, func() {
 		if ctx.Err() != nil {
 			return
 		}
@@ -182,6 +189,25 @@ func (s *Speaker) peerEvent(ctx context.Context, ev *apiutil.WatchEventMessage_P
 			s.log.Error("enable peer after its pause", "peer", state.NeighborAddress, "err", err)
 		}
 	})
+}
+
+// beginBFD starts BFD with a peer when its session is up for the first time.
+// Before that a router may run one under another discriminator (FRR 8.4 makes
+// its session anew once it knows our address), which GoBGP 4.8 would hold on to
+// until it expires, and then reset a session that is fine.
+func (s *Speaker) beginBFD(ctx context.Context, address netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.config.Peers {
+		if p.Address != address || !p.BFD || s.watched[address] {
+			continue
+		}
+		if _, err := s.server.UpdatePeer(ctx, &api.UpdatePeerRequest{Peer: s.peer(p, true)}); err != nil {
+			s.log.Error("begin bfd", "peer", address, "err", err)
+			continue
+		}
+		s.watched[address] = true
+	}
 }
 
 // Set makes want the announced set and returns the steps it took. A step that
@@ -276,10 +302,24 @@ func (s *Speaker) Sessions() ([]Session, error) {
 	err := s.server.ListPeer(context.Background(), &api.ListPeerRequest{EnableAdvertised: true}, func(p *api.Peer) {
 		out = append(out, session(p))
 	})
+	for i := range out {
+		if out[i].BFD == "" && s.wantsBFD(out[i].Peer) {
+			out[i].BFD = "waiting"
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("list peers: %w", err)
 	}
 	return out, nil
+}
+
+func (s *Speaker) wantsBFD(address netip.Addr) bool {
+	for _, p := range s.config.Peers {
+		if p.Address == address {
+			return p.BFD
+		}
+	}
+	return false
 }
 
 func session(p *api.Peer) Session {

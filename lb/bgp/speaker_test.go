@@ -236,3 +236,38 @@ func TestChangesNeverResetTheSession(t *testing.T) {
 		t.Errorf("session before %+v, after %+v: it was reset", before, after)
 	}
 }
+
+// A router that leaks its table loses the session for a while, not our memory;
+// once it has stopped, the session comes back with our routes.
+func TestPrefixLimit(t *testing.T) {
+	port := freePort(t)
+	router := startRouter(t, port)
+	s := startSpeaker(t, port)
+	defer s.Stop()
+	s.pause = 2 * time.Second
+	_, err := s.Set([]Route{route("203.0.113.1/32")})
+	must(t, err)
+	established(t, s)
+	hop, err := packet.NewPathAttributeNextHop(routerAddress)
+	must(t, err)
+	var leak []*apiutil.Path
+	for i := range MaxPrefixes + 1 {
+		nlri, err := packet.NewIPAddrPrefix(netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, byte(i >> 8), byte(i)}), 32))
+		must(t, err)
+		leak = append(leak, &apiutil.Path{Nlri: nlri, Family: packet.RF_IPv4_UC,
+			Attrs: []packet.PathAttributeInterface{packet.NewPathAttributeOrigin(0), hop}})
+	}
+	_, err = router.AddPath(apiutil.AddPathRequest{Paths: leak})
+	must(t, err)
+	waitFor(t, "session paused", func() (bool, any) {
+		sessions, err := s.Sessions()
+		must(t, err)
+		return !sessions[0].Established && sessions[0].Flaps == 1, sessions
+	})
+	must(t, router.DeletePath(apiutil.DeletePathRequest{Paths: leak}))
+	established(t, s)
+	waitFor(t, "our route is back", func() (bool, any) {
+		got := rib(t, router)
+		return slices.Equal(got, []string{"203.0.113.1/32 via 127.0.0.2"}), got
+	})
+}
