@@ -5,18 +5,33 @@
 package bpf_test
 
 import (
+	"math/bits"
 	"net/netip"
 	"testing"
 
 	"cairn/bpf"
 	"cairn/bpf/packet"
-	"cairn/lb/slots"
 )
 
-// hashOf is the twin's hash of a packet to the test's services.
+// hashOf is the hash of a packet to the test's services, as the kernel's
+// jhash_3words has it (Bob Jenkins' lookup3, final mix). That program and control
+// plane agree over any packet is tested where both may be imported.
 func hashOf(src, dst string, proto uint8, flags uint32) uint32 {
 	s, d := netip.MustParseAddrPort(src), netip.MustParseAddrPort(dst)
-	return slots.Hash(0x5eed, s.Addr(), d.Addr(), s.Port(), d.Port(), proto, flags&bpf.SvcSourceHash != 0)
+	ports := uint32(bpf.BE16(d.Port()))<<16 | uint32(bpf.BE16(s.Port()))
+	if flags&bpf.SvcSourceHash != 0 {
+		ports = 0
+	}
+	start := uint32(0xdeadbeef) + 3<<2 + (0x5eed ^ uint32(proto))
+	a, b, c := bpf.BE32(s.Addr())+start, bpf.BE32(d.Addr())+start, ports+start
+	for _, step := range []struct {
+		to, from *uint32
+		rotate   int
+	}{{&c, &b, 14}, {&a, &c, 11}, {&b, &a, 25}, {&c, &b, 16}, {&a, &c, 4}, {&b, &a, 14}, {&c, &b, 24}} {
+		*step.to ^= *step.from
+		*step.to -= bits.RotateLeft32(*step.from, step.rotate)
+	}
+	return c
 }
 
 // fromRouter gives a packet the MACs it has on the uplink.

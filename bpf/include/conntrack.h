@@ -18,8 +18,8 @@ struct visit {
 	__u32 port;
 	__u8 direction; /* of this packet at the port */
 	__u8 tcp_flags;
-	bool opening; /* a SYN, or any packet of UDP and ICMP */
-	bool host; /* it came through the door */
+	bool opening;	  /* a SYN, or any packet of UDP and ICMP */
+	bool host;	  /* it came through the door */
 	bool answer_only; /* it may belong to a flow, never open one */
 	__u16 match;
 	__u64 packets;

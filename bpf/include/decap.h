@@ -13,11 +13,11 @@
  * slot before, into a port of this host.
  */
 
-#define VXLAN_PORT 4789
+#define VXLAN_PORT	4789
 #define VXLAN_VNI_VALID 0x08
-#define OUTER_TTL 64
-#define MAC_TAG 0x0a
-#define HOPS_MAX 2
+#define OUTER_TTL	64
+#define MAC_TAG		0x0a
+#define HOPS_MAX	2
 
 struct vxlanhdr {
 	__u8 flags;
@@ -26,20 +26,20 @@ struct vxlanhdr {
 };
 
 /* Ethernet, IPv4, UDP and VXLAN. */
-#define TUNNEL_OVERHEAD \
+#define TUNNEL_OVERHEAD                                                                                                \
 	((int)(sizeof(struct ethhdr) + sizeof(struct iphdr) + sizeof(struct udphdr) + sizeof(struct vxlanhdr)))
 
 struct trip {
 	struct packet pkt;
 	struct svc *svc;
 	struct backend *to; /* where it goes, while that is another host */
-	struct local *at; /* where it is, once that is a port of this host */
+	struct local *at;   /* where it is, once that is a port of this host */
 	__u32 svc_index;
 	__u32 hash;
 	__u32 backend; /* that it is meant for */
-	__u32 other; /* owner of the slot that the encapsulation names */
+	__u32 other;   /* owner of the slot that the encapsulation names */
 	__u32 port;
-	__u8 hop; /* how often it was handed on */
+	__u8 hop;   /* how often it was handed on */
 	bool probe; /* the self-test's own packet */
 };
 

@@ -25,10 +25,10 @@ struct ip16 {
 /* What does not change while the host runs. */
 struct cfg {
 	__be32 endpoint; /* own tunnel endpoint */
-	__u32 lb_vni; /* 0xFFFFFE */
-	__u32 uplink; /* ifindex */
-	__u32 door; /* ifindex of the host's side of cairn-svc */
-	__be32 probe; /* the door's own address: source of health checks */
+	__u32 lb_vni;	 /* 0xFFFFFE */
+	__u32 uplink;	 /* ifindex */
+	__u32 door;	 /* ifindex of the host's side of cairn-svc */
+	__be32 probe;	 /* the door's own address: source of health checks */
 	__u8 uplink_mac[6];
 	__u8 door_mac[6]; /* MAC of the door's far side */
 };
@@ -42,7 +42,7 @@ struct vip4_key {
 
 enum svc_flag {
 	SVC_SOURCE_HASH = 1, /* ports stay out of the flow hash */
-	SVC_PANIC = 2, /* too few backends are healthy: all are used */
+	SVC_PANIC = 2,	     /* too few backends are healthy: all are used */
 };
 
 /* Written once under a fresh index; a change takes another index. */
@@ -52,12 +52,12 @@ struct svc {
 	__u8 proto;
 	__u8 pad;
 	__u32 id;
-	__u32 slot_base; /* index of slot 0 in slots */
-	__u32 slot_mask; /* number of slots − 1 */
-	__u32 flags; /* enum svc_flag */
-	__u32 mtu; /* largest IP packet to a backend; 0: any */
+	__u32 slot_base;  /* index of slot 0 in slots */
+	__u32 slot_mask;  /* number of slots − 1 */
+	__u32 flags;	  /* enum svc_flag */
+	__u32 mtu;	  /* largest IP packet to a backend; 0: any */
 	__u32 generation; /* of the slot table */
-	__u32 seed; /* of the flow hash */
+	__u32 seed;	  /* of the flow hash */
 	__u8 reserved[16];
 };
 
@@ -67,9 +67,9 @@ enum backend_flag {
 
 struct backend {
 	__be32 endpoint; /* tunnel endpoint of its host; 0: this host */
-	__u32 nexthop; /* index in nexthops */
-	__u32 flags; /* enum backend_flag */
-	__u8 mac[6]; /* the port's */
+	__u32 nexthop;	 /* index in nexthops */
+	__u32 flags;	 /* enum backend_flag */
+	__u8 mac[6];	 /* the port's */
 	__u8 reserved[14];
 };
 
@@ -85,8 +85,8 @@ struct nexthop {
 
 struct stat {
 	__u64 packets;
-	__u64 bytes; /* of IP */
-	__u64 opened; /* TCP SYNs */
+	__u64 bytes;	 /* of IP */
+	__u64 opened;	 /* TCP SYNs */
 	__u64 forwarded; /* handed on to the other owner by this host */
 };
 
@@ -101,7 +101,7 @@ struct local_key {
 };
 
 enum local_flag {
-	LOCAL_READY = 1, /* takes new flows */
+	LOCAL_READY = 1,    /* takes new flows */
 	LOCAL_DRAINING = 2, /* keeps its flows, takes no new one */
 };
 
@@ -129,7 +129,7 @@ struct port_cfg {
 	__u8 gateway_mac[6];
 	/* Written before generation, read after it: a flow stamped with a
 	 * generation was judged by that generation's policy or a later one. */
-	__u32 policy_in; /* 0: none yet, all is dropped */
+	__u32 policy_in;  /* 0: none yet, all is dropped */
 	__u32 policy_out; /* 0: none yet, all is dropped unless open */
 	__u32 generation;
 	__u32 mtu; /* largest IP packet; 0: any */
@@ -143,7 +143,7 @@ struct addr_key {
 };
 
 enum prefix_flag {
-	PREFIX_HOST = 1, /* underlay, management, host: no port may reach it */
+	PREFIX_HOST = 1,      /* underlay, management, host: no port may reach it */
 	PREFIX_INSTANCES = 2, /* announced for instances: never the stack's */
 };
 
@@ -229,11 +229,11 @@ struct ct_key {
 };
 
 enum ct_state {
-	CT_NEW = 1, /* only the initiator has spoken */
-	CT_REPLIED = 2, /* the other side has answered */
+	CT_NEW = 1,	    /* only the initiator has spoken */
+	CT_REPLIED = 2,	    /* the other side has answered */
 	CT_ESTABLISHED = 3, /* the initiator has spoken after the answer */
-	CT_CLOSING = 4, /* one FIN */
-	CT_CLOSED = 5, /* both FINs */
+	CT_CLOSING = 4,	    /* one FIN */
+	CT_CLOSED = 5,	    /* both FINs */
 	CT_RESET = 6,
 };
 
@@ -244,20 +244,20 @@ enum ct_flag {
 };
 
 struct ct {
-	__u64 seen; /* CLOCK_MONOTONIC ns of the last packet */
-	__u64 packets; /* both ways */
+	__u64 seen;	 /* CLOCK_MONOTONIC ns of the last packet */
+	__u64 packets;	 /* both ways */
 	struct ip16 vip; /* of the service, with vip_port; :: if none */
-	__u32 service; /* 0: none */
+	__u32 service;	 /* 0: none */
 	__u32 backend;
-	__u32 hash; /* flow hash; & slot mask is the slot */
+	__u32 hash;	  /* flow hash; & slot mask is the slot */
 	__u32 generation; /* the port's when this was last judged */
-	__u32 rule; /* that admitted it; 0: no rule was needed */
+	__u32 rule;	  /* that admitted it; 0: no rule was needed */
 	__be16 vip_port;
 	__be16 peer_port; /* on the wire */
-	__u16 match; /* port by which the policy judged */
-	__u8 direction; /* of the first packet */
-	__u8 state; /* enum ct_state */
-	__u8 flags; /* enum ct_flag */
+	__u16 match;	  /* port by which the policy judged */
+	__u8 direction;	  /* of the first packet */
+	__u8 state;	  /* enum ct_state */
+	__u8 flags;	  /* enum ct_flag */
 	__u8 pad[3];
 };
 
@@ -286,7 +286,7 @@ enum note_flag {
  */
 struct note {
 	__u32 flags; /* enum note_flag */
-	__u32 svc; /* index of the service record */
+	__u32 svc;   /* index of the service record */
 	__u32 backend;
 	__u32 hash;
 };

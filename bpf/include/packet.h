@@ -23,13 +23,13 @@
 #define READ_ONCE(x) (*(volatile typeof(x) *)&(x))
 
 #define IP_FRAGMENTED 0x3fff /* MF and the offset */
-#define TCP_FIN 0x01
-#define TCP_SYN 0x02
-#define TCP_RST 0x04
-#define TCP_ACK 0x10
+#define TCP_FIN	      0x01
+#define TCP_SYN	      0x02
+#define TCP_RST	      0x04
+#define TCP_ACK	      0x10
 
 #define ICMP_ECHOREPLY 0
-#define ICMP_ECHO 8
+#define ICMP_ECHO      8
 
 /* The kernel's headers for these two drag in the C library's. */
 struct icmphdr {
@@ -116,7 +116,7 @@ struct packet {
 	__be16 sport; /* ICMP echo: its id, in both */
 	__be16 dport;
 	__u16 length; /* IP total length */
-	__u16 l4; /* offset of the L4 header in the frame */
+	__u16 l4;     /* offset of the L4 header in the frame */
 	__u8 proto;
 	__u8 ttl;
 	__u8 tcp_flags;
@@ -282,7 +282,7 @@ static __always_inline __u16 csum_swap(__u16 sum, __be32 from, __be32 to)
 {
 	__u32 s = (__u16)~sum;
 
-	s += (__u16)~(from & 0xffff) + (__u16)~(from >> 16);
+	s += (__u16) ~(from & 0xffff) + (__u16) ~(from >> 16);
 	s += (to & 0xffff) + (to >> 16);
 	return ~csum_fold(s);
 }
