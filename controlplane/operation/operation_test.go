@@ -27,7 +27,7 @@ const org = cloud.ID("0c000000-0000-4000-8000-000000000001")
 // bench is a gate over a store of its own, with one noun that notes what it is
 // told.
 type bench struct {
-	t *testing.T
+	t testing.TB
 	*Gate
 	path string
 
@@ -37,7 +37,7 @@ type bench struct {
 	told []string
 }
 
-func newBench(t *testing.T) *bench {
+func newBench(t testing.TB) *bench {
 	b := &bench{t: t, path: filepath.Join(t.TempDir(), "cairn.db"), now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
 	s := b.open()
 	if _, err := s.Init(t.Context(), "ch-gva-2", nil); err != nil {

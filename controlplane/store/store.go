@@ -65,9 +65,10 @@ type Store struct {
 	zoneMu sync.Mutex
 	zone   Zone // read once, after Init or at Open
 
-	commits atomic.Uint64
-	aid     crashAid
-	hints   hints
+	commits  atomic.Uint64
+	aid      crashAid
+	patience time.Duration // for the writer
+	hints    hints
 }
 
 // Option changes how a store is opened.
@@ -82,7 +83,7 @@ func WithLog(log *slog.Logger) Option { return func(s *Store) { s.log = log } }
 // Open opens the store at dsn and brings its tables up to date: a
 // "postgres://" URL, or the path of an SQLite file, which is made if missing.
 func Open(ctx context.Context, dsn string, options ...Option) (*Store, error) {
-	s := &Store{clock: time.Now, log: slog.Default(), aid: crashAidFromEnv()}
+	s := &Store{clock: time.Now, log: slog.Default(), aid: crashAidFromEnv(), patience: waitForWriter}
 	for _, o := range options {
 		o(s)
 	}
@@ -191,7 +192,7 @@ func (s *Store) writeOnce(ctx context.Context, fn func(*Tx) error) (Revision, er
 
 // writerConn waits for the writing connection, but not for ever.
 func (s *Store) writerConn(ctx context.Context) (*sql.Conn, error) {
-	wait, cancel := context.WithTimeout(ctx, waitForWriter)
+	wait, cancel := context.WithTimeout(ctx, s.patience)
 	defer cancel()
 	conn, err := s.writer.Conn(wait)
 	if err == nil {
