@@ -135,7 +135,7 @@ func (c Config) Validate() error {
 type Session struct {
 	Peer        netip.Addr `json:"peer"`
 	AS          uint32     `json:"as"`
-	State       string     `json:"state"` // idle, connect, active, opensent, openconfirm, established
+	State       string     `json:"state"` // idle, connect, active, opensent, openconfirm, established, paused
 	Established bool       `json:"established"`
 	Since       time.Time  `json:"since,omitzero"` // of the present state, if known
 	Flaps       uint32     `json:"flaps"`          // times it left established

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"strings"
 	"sync"
 	"time"
 
@@ -29,7 +28,8 @@ type Speaker struct {
 
 	mu        sync.Mutex
 	announced map[netip.Prefix]Route
-	watched   map[netip.Addr]bool // peers whose BFD has begun
+
+	peers watched
 }
 
 // Start opens sessions to all peers and returns at once: it does not wait for
@@ -49,7 +49,7 @@ func Start(c Config, log *slog.Logger) (*Speaker, error) {
 		cancel:    cancel,
 		pause:     PrefixLimitPause,
 		announced: map[netip.Prefix]Route{},
-		watched:   map[netip.Addr]bool{},
+		peers:     watched{by: map[netip.Addr]*watch{}},
 	}
 	go s.server.Serve()
 	if err := s.open(ctx); err != nil {
@@ -86,6 +86,7 @@ func (s *Speaker) open(ctx context.Context) error {
 		return fmt.Errorf("watch peers: %w", err)
 	}
 	for _, p := range s.config.Peers {
+		s.peers.by[p.Address] = &watch{peer: p, state: stateIdle}
 		if err := s.server.AddPeer(ctx, &api.AddPeerRequest{Peer: s.peer(p, false)}); err != nil {
 			return fmt.Errorf("add peer %s: %w", p.Address, err)
 		}
@@ -162,51 +163,6 @@ func afiSafi(afi api.Family_Afi) *api.AfiSafi {
 	return &api.AfiSafi{
 		Config:       &api.AfiSafiConfig{Family: family, Enabled: true},
 		PrefixLimits: &api.PrefixLimit{Family: family, MaxPrefixes: MaxPrefixes},
-	}
-}
-
-func (s *Speaker) peerEvent(ctx context.Context, ev *apiutil.WatchEventMessage_PeerEvent) {
-	if ev.Type != apiutil.PEER_EVENT_STATE {
-		return
-	}
-	state := ev.Peer.State
-	s.log.Info("session changed", "peer", state.NeighborAddress, "state", stateName(state.SessionState.String()),
-		"reason", state.DisconnectReason.String(), "message", state.DisconnectMessage)
-	if state.SessionState == packet.BGP_FSM_ESTABLISHED {
-		s.beginBFD(ctx, state.NeighborAddress)
-	}
-	if state.AdminState != api.PeerState_ADMIN_STATE_PFX_CT {
-		return
-	}
-	s.log.Error("router sent too many routes; session pauses", "peer", state.NeighborAddress,
-		"limit", MaxPrefixes, "pause", s.pause)
-	time.AfterFunc(s.pause, func() {
-		if ctx.Err() != nil {
-			return
-		}
-		err := s.server.EnablePeer(ctx, &api.EnablePeerRequest{Address: state.NeighborAddress.String()})
-		if err != nil {
-			s.log.Error("enable peer after its pause", "peer", state.NeighborAddress, "err", err)
-		}
-	})
-}
-
-// beginBFD starts BFD with a peer when its session is up for the first time.
-// Before that a router may run one under another discriminator (FRR 8.4 makes
-// its session anew once it knows our address), which GoBGP 4.8 would hold on to
-// until it expires, and then reset a session that is fine.
-func (s *Speaker) beginBFD(ctx context.Context, address netip.Addr) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, p := range s.config.Peers {
-		if p.Address != address || !p.BFD || s.watched[address] {
-			continue
-		}
-		if _, err := s.server.UpdatePeer(ctx, &api.UpdatePeerRequest{Peer: s.peer(p, true)}); err != nil {
-			s.log.Error("begin bfd", "peer", address, "err", err)
-			continue
-		}
-		s.watched[address] = true
 	}
 }
 
@@ -294,70 +250,6 @@ func (s *Speaker) Announced() []Route {
 		out = append(out, s.announced[p])
 	}
 	return out
-}
-
-// Sessions tells how each peer is.
-func (s *Speaker) Sessions() ([]Session, error) {
-	var out []Session
-	err := s.server.ListPeer(context.Background(), &api.ListPeerRequest{EnableAdvertised: true}, func(p *api.Peer) {
-		out = append(out, session(p))
-	})
-	for i := range out {
-		if out[i].BFD == "" && s.wantsBFD(out[i].Peer) {
-			out[i].BFD = "waiting"
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list peers: %w", err)
-	}
-	return out, nil
-}
-
-func (s *Speaker) wantsBFD(address netip.Addr) bool {
-	for _, p := range s.config.Peers {
-		if p.Address == address {
-			return p.BFD
-		}
-	}
-	return false
-}
-
-func session(p *api.Peer) Session {
-	st := p.GetState()
-	address, err := netip.ParseAddr(p.GetConf().GetNeighborAddress())
-	if err != nil {
-		address = netip.Addr{}
-	}
-	out := Session{
-		Peer:        address,
-		AS:          p.GetConf().GetPeerAsn(),
-		State:       stateName(st.GetSessionState().String()),
-		Established: st.GetSessionState() == api.PeerState_SESSION_STATE_ESTABLISHED,
-		Flaps:       st.GetFlops(),
-		HoldTime:    int(p.GetTimers().GetState().GetNegotiatedHoldTime()),
-	}
-	since := p.GetTimers().GetState().GetDowntime()
-	if out.Established {
-		since = p.GetTimers().GetState().GetUptime()
-	}
-	if since.IsValid() && since.GetSeconds() > 0 {
-		out.Since = since.AsTime()
-	}
-	for _, af := range p.GetAfiSafis() {
-		out.Advertised += af.GetState().GetAdvertised()
-		out.Rejected += af.GetState().GetReceived()
-	}
-	if p.GetBfd().GetEnabled() {
-		out.BFD = strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(
-			st.GetBfdState().GetSessionState().String(), "BFD_SESSION_STATE_")), "_", "-")
-	}
-	return out
-}
-
-// stateName turns SESSION_STATE_IDLE and BGP_FSM_IDLE into idle.
-func stateName(s string) string {
-	s = strings.TrimPrefix(strings.TrimPrefix(s, "SESSION_STATE_"), "BGP_FSM_")
-	return strings.ToLower(s)
 }
 
 // Stop withdraws everything and closes all sessions with a Cease, which makes

@@ -262,7 +262,7 @@ func TestPrefixLimit(t *testing.T) {
 	waitFor(t, "session paused", func() (bool, any) {
 		sessions, err := s.Sessions()
 		must(t, err)
-		return !sessions[0].Established && sessions[0].Flaps == 1, sessions
+		return sessions[0].State == statePaused && sessions[0].Flaps == 1, sessions
 	})
 	must(t, router.DeletePath(apiutil.DeletePathRequest{Paths: leak}))
 	established(t, s)
