@@ -64,7 +64,8 @@ type Outcome struct {
 type Noun struct {
 	Kind store.Kind
 	// ByStatus says that acknowledgements do not end the noun's operations: the
-	// noun does it itself with Finish, when what it waits for is reported.
+	// noun does it itself with Finish, when what it waits for is reported. Its
+	// Settle is told of them all the same.
 	ByStatus bool
 	// Settle moves the noun's machine with Acked, Nacked or Deadline, in the
 	// transaction that ends op. It may be told Acked after Deadline, when what
@@ -88,7 +89,9 @@ type Plan struct {
 	Tasks      []program.Task
 	Intents    []store.Intent // Operation may be left empty
 
+	Waiting   string   // whom or what the operation waits for, in words
 	Done      bool     // nobody has to be waited for: it ends in success at once
+	Failed    *Outcome // it cannot be had: the operation is accepted, and ends so at once
 	Unchanged bool     // the wish is what is stored already: nothing is written
 	UnderWay  cloud.ID // a pending operation that does just this, answered instead
 }
@@ -178,7 +181,7 @@ func (g *Gate) record(tx *store.Tx, c api.Call, id cloud.ID, plan Plan) (*cloud.
 	op := store.Operation{
 		ID: id, Org: c.Org, Command: c.Operation.ID, Subject: plan.Subject,
 		Shown: store.Ref{Kind: store.Kind(c.Operation.Reference), ID: plan.Shown},
-		State: cloud.OperationPending, Tightens: plan.Tightens, Generation: plan.Generation,
+		State: cloud.OperationPending, Message: plan.Waiting, Tightens: plan.Tightens, Generation: plan.Generation,
 		Created: now, Deadline: now.Add(deadline(plan)), Detail: string(detail),
 	}
 	if err := tx.AddOperation(op); err != nil {
@@ -196,15 +199,22 @@ func (g *Gate) record(tx *store.Tx, c api.Call, id cloud.ID, plan Plan) (*cloud.
 			return nil, err
 		}
 	}
-	if !plan.Done && !g.nouns[plan.Subject.Kind].ByStatus {
+	byStatus := g.nouns[plan.Subject.Kind].ByStatus
+	if !plan.Done && plan.Failed == nil && !byStatus {
 		if plan.Done, err = nobodyToAsk(tx); err != nil {
 			return nil, err
 		}
 	}
-	if plan.Done {
-		if err := g.settle(tx, op, Outcome{OK: true}); err != nil {
-			return nil, err
-		}
+	switch {
+	case plan.Failed != nil:
+		err = g.Finish(tx, id, cloud.OperationFailure, plan.Failed.Reason, plan.Failed.Message)
+	case plan.Done && byStatus:
+		err = g.Finish(tx, id, cloud.OperationSuccess, "", "")
+	case plan.Done:
+		err = g.settle(tx, op, Outcome{OK: true})
+	}
+	if err != nil {
+		return nil, err
 	}
 	if op, err = tx.Operation(c.Org, id); err != nil {
 		return nil, err

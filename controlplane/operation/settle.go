@@ -59,7 +59,7 @@ func (g *Gate) open(tx *store.Tx, id cloud.ID, o Outcome) (store.Operation, bool
 		return op, false, nil // swept: it ended long ago
 	case err != nil:
 		return op, false, err
-	case o.OK && g.nouns[op.Subject.Kind].ByStatus:
+	case o.OK && g.nouns[op.Subject.Kind].ByStatus && g.nouns[op.Subject.Kind].Settle == nil:
 		return op, false, nil
 	}
 	return op, !op.State.Final() || op.State == cloud.OperationTimeout, nil
@@ -74,7 +74,7 @@ func (g *Gate) settle(tx *store.Tx, op store.Operation, o Outcome) error {
 			o.Reason = cloud.ReasonFault
 		}
 	}
-	if err := g.move(tx, op, e, o); err != nil {
+	if err := g.move(tx, op, e, o); err != nil || o.OK && g.nouns[op.Subject.Kind].ByStatus {
 		return err
 	}
 	return g.Finish(tx, op.ID, state, o.Reason, o.Message)

@@ -58,11 +58,10 @@ type InstanceDoc struct {
 	UserDataRaw []byte `json:"user-data-raw,omitempty"` // decoded
 }
 
-// PoolDoc is an instance pool. Its members are instances with Pool set.
+// PoolDoc is an instance pool. Its members are instances with Pool set, found
+// by their references; Size is how many it is to have.
 type PoolDoc struct {
 	cloud.InstancePool
-	Wanted int        `json:"wanted"`          // members it is on its way to
-	Evict  []cloud.ID `json:"evict,omitempty"` // members chosen to go first
 }
 
 // LoadBalancerDoc is a load balancer. Its services are resources of their own
@@ -81,6 +80,7 @@ const (
 
 // States of a backend.
 const (
+	BackendJoining  = "joining" // its host has not said yet that it knows it; gets no flow
 	BackendActive   = "active"
 	BackendDraining = "draining" // gets no new flow, keeps its old ones
 	BackendDead     = "dead"     // gone: its port or its hypervisor
@@ -101,12 +101,15 @@ type ServiceDoc struct {
 
 // BackendDoc is an instance behind a service.
 type BackendDoc struct {
-	Number     uint32    `json:"number"`
-	Instance   cloud.ID  `json:"instance"`
-	Generation uint64    `json:"generation"` // of what is checked; a verdict on an older one is void
-	Verdict    string    `json:"verdict"`
-	State      string    `json:"state"`
-	Since      time.Time `json:"since,omitzero"` // in this state
+	Number     uint32     `json:"number"`
+	Instance   cloud.ID   `json:"instance"`
+	Host       uint32     `json:"host"` // number of the instance's hypervisor
+	Address    netip.Addr `json:"address"`
+	Generation uint64     `json:"generation"` // of what is checked; a verdict on an older one is void
+	Verdict    string     `json:"verdict"`
+	State      string     `json:"state"`
+	Since      time.Time  `json:"since,omitzero"`   // in this state
+	Removed    time.Time  `json:"removed,omitzero"` // last taken out because of a verdict
 }
 
 // HypervisorDoc is a hypervisor: what the operator said when adding it, what
@@ -223,9 +226,12 @@ func (d HypervisorDoc) Index() Index {
 
 // References of each document that uses others.
 
-// References of an instance: its groups, and its class.
+// References of an instance: its groups, its class, and its pool.
 func (d InstanceDoc) References() []Ref {
 	refs := append(refsTo(KindSecurityGroup, d.SecurityGroups), refsTo(KindAntiAffinity, d.AntiAffinityGroups)...)
+	if d.Pool != "" {
+		refs = append(refs, Ref{KindPool, d.Pool})
+	}
 	return append(refs, ClassRef(d.SecurityGroups))
 }
 
