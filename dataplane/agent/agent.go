@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -379,7 +380,7 @@ func (a *Agent) inventory() dsync.Inventory {
 	slices.Sort(drivers)
 	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id") // without one a reboot is not told from a restart
 	inv := dsync.Inventory{
-		Name: a.cfg.Name, BootID: string(boot), Endpoint: a.cfg.Endpoint.String(), MTU: mtu,
+		Name: a.cfg.Name, BootID: strings.TrimSpace(string(boot)), Endpoint: a.cfg.Endpoint.String(), MTU: mtu,
 		Roles: a.cfg.Roles, Drivers: drivers, CPUs: uint32(cpus()), Version: Version,
 	}
 	var info unix.Sysinfo_t

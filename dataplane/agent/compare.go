@@ -17,7 +17,7 @@ func (l *Loop) Compare(view table.View, found *maps.Image, facts Facts) debug.Di
 		have: found, caps: l.caps, facts: facts, raise: map[uint32]bool{}, unsettled: map[string]string{}, started: true,
 	}
 	d := newDirty(view, found)
-	d.all()
+	d.all(facts)
 	units, faults := fresh.build(d, facts)
 	steps, conflicts := maps.Plan(found, units)
 	diff := debug.Diff{Missing: []string{}, Foreign: []string{}, Faults: []string{}}

@@ -59,12 +59,15 @@ func rank(unit string) int {
 	return slices.Index(ranks, kind)
 }
 
-// all units that the view or the image knows.
-func (d *dirty) all() {
+// all units that the view, the image or the surroundings know.
+func (d *dirty) all(facts Facts) {
 	d.quiet = true
 	defer func() { d.quiet = false }()
 	d.add(port.Host)
 	d.add(nlb.Bits)
+	for _, via := range facts.Balancer.Via {
+		d.add(nlb.Nexthop(via))
+	}
 	for _, unit := range d.have.Units() {
 		d.add(unit)
 	}
@@ -113,15 +116,7 @@ func (d *dirty) change(key wire.Key) {
 	case wire.KindService:
 		d.add(key.String(), key)
 		d.add(nlb.Bits, key)
-		if s, ok := table.Get[wire.Service](d.view, key.ID); ok {
-			d.add(nlb.VIP(s.VIP), key)
-		}
-		for _, e := range d.have.Of(key.String()) { // the address it had before
-			if e.Map == maps.VIP4 {
-				d.add(nlb.VIP(bpf.AddrBE32(maps.As[bpf.Vip4Key](e.Key).Ip)), key)
-			}
-		}
-		d.unserved(key)
+		d.addresses(key)
 	}
 }
 
@@ -139,16 +134,17 @@ func (d *dirty) needing(key wire.Key) {
 	}
 }
 
-// unserved adds the addresses that have no service any more: one without slots
-// left no trace in vip4 of where it was.
-func (d *dirty) unserved(cause wire.Key) {
-	served := map[string]bool{}
+// addresses adds those of all services, as the view and the maps have them: a
+// service that is gone left no trace of where it was.
+func (d *dirty) addresses(cause wire.Key) {
+	units := map[string]bool{}
 	for s := range table.All[wire.Service](d.view) {
-		served[nlb.VIP(s.VIP)] = true
+		units[nlb.VIP(s.VIP)] = true
 	}
 	for e := range d.have.Entries(maps.VIPAddr4) {
-		if unit := nlb.VIP(bpf.AddrBE32(maps.As[uint32](e.Key))); !served[unit] {
-			d.add(unit, cause)
-		}
+		units[nlb.VIP(bpf.AddrBE32(maps.As[uint32](e.Key)))] = true
+	}
+	for unit := range units {
+		d.add(unit, cause)
 	}
 }

@@ -107,7 +107,7 @@ func (l *Loop) Round(view table.View, changed []wire.Key, facts Facts, now time.
 
 func (l *Loop) collect(d *dirty, changed []wire.Key, facts Facts) {
 	if !l.started || l.surroundingsChanged(facts) {
-		d.all()
+		d.all(facts)
 	}
 	members := !l.started
 	for _, key := range changed {

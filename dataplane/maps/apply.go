@@ -63,6 +63,12 @@ func Apply(store Store, have *Image, units []Unit, steps []Step, faults []Fault)
 		switch reason := a.failed[u.Name]; {
 		case reason != "":
 			failed = append(failed, Fault{u.Name, reason})
+			// Half of it may be written: it names what it named and what it wants.
+			for _, need := range u.Needs {
+				if !slices.Contains(have.needs[u.Name], need) {
+					have.needs[u.Name] = append(slices.Clone(have.needs[u.Name]), need)
+				}
+			}
 		case len(u.Want) == 0:
 			delete(have.needs, u.Name)
 		default:

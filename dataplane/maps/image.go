@@ -89,6 +89,12 @@ func (im *Image) Free(id ID) bool {
 // Add an entry that was found in a map.
 func (im *Image) Add(e Entry) { im.entries[e.Map][e.Key] = held{value: e.Value} }
 
+// Orphan tells whether the entry was found in its map and no unit claims it.
+func (im *Image) Orphan(id ID) bool {
+	h, ok := im.entries[id.Map][id.Key]
+	return ok && h.unit == "" && !h.freeing
+}
+
 // Orphans are entries that no unit claims.
 func (im *Image) Orphans() []Entry {
 	var out []Entry

@@ -45,6 +45,7 @@ type Builder struct {
 	caps  Capacities
 
 	numbers *numbers
+	vips    map[netip.Addr]uint32 // services of each address
 }
 
 // NewBuilder for a round.
@@ -170,13 +171,13 @@ func (b *Builder) vip(u *maps.Unit, id string) error {
 	if err != nil {
 		return err
 	}
-	n := uint32(0)
-	for s := range table.All[wire.Service](b.view) {
-		if s.VIP == a {
-			n++
+	if b.vips == nil {
+		b.vips = map[netip.Addr]uint32{}
+		for s := range table.All[wire.Service](b.view) {
+			b.vips[s.VIP]++
 		}
 	}
-	if n > 0 && a.Is4() {
+	if n := b.vips[a]; n > 0 && a.Is4() {
 		u.Want = []maps.Entry{maps.Make(maps.VIPAddr4, bpf.BE32(a), n)}
 	}
 	return nil

@@ -105,6 +105,14 @@ func (n *numbers) nexthop(via netip.Addr) (uint32, error) {
 	for _, i := range n.nexthops {
 		used[i] = true
 	}
+	for e := range n.have.Entries(maps.Nexthops) { // from before a restart, when no backend names it
+		mac, known := n.facts.MAC[via]
+		index := maps.As[uint32](e.Key)
+		if known && maps.As[bpf.Nexthop](e.Value).Mac == mac && !used[index] && n.have.Orphan(e.ID) {
+			n.nexthops[via] = index
+			return index, nil
+		}
+	}
 	for i := uint32(1); i < n.caps.Nexthops; i++ {
 		if !used[i] && n.have.Free(maps.ID{Map: maps.Nexthops, Key: maps.Bytes(i)}) {
 			n.nexthops[via] = i

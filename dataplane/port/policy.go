@@ -58,6 +58,8 @@ func (b *Builder) policyID(p wire.Policy) uint32 {
 	return id
 }
 
+// candidates are ids under which the policy may lie: those it has, else those
+// that its ports name, else those that nobody names.
 func (b *Builder) candidates(p wire.Policy) []uint32 {
 	var ids []uint32
 	for _, own := range b.have.Of(p.Key().String()) { // of two ids when a port could not be told of the new one
@@ -68,15 +70,32 @@ func (b *Builder) candidates(p wire.Policy) []uint32 {
 	if len(ids) > 0 {
 		return ids
 	}
+	named := map[uint32]bool{}
 	for port := range table.All[wire.Port](b.view) {
-		if port.Policy != p.ID {
+		value, ok := b.have.Get(maps.ID{Map: maps.PortCfg, Key: maps.Bytes(port.ID)})
+		if !ok {
 			continue
 		}
-		if value, ok := b.have.Get(maps.ID{Map: maps.PortCfg, Key: maps.Bytes(port.ID)}); ok {
-			ids = append(ids, maps.As[bpf.PortCfg](value).PolicyIn)
+		id := maps.As[bpf.PortCfg](value).PolicyIn
+		named[id] = true
+		if port.Policy == p.ID {
+			ids = append(ids, id)
 		}
 	}
+	if len(ids) > 0 {
+		return ids
+	}
+	for id := range b.rows { // no port names it: any that no port names will do
+		if !named[id] && !b.freeing(id) {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
 	return ids
+}
+
+func (b *Builder) freeing(id uint32) bool {
+	return b.have.Freeing(maps.ID{Map: maps.RuleIDs, Key: maps.Bytes(bpf.RulesKey{Policy: id})})
 }
 
 // policyOf the rows of a policy: all of their keys name it.

@@ -294,6 +294,7 @@ func (c *Client) opened() {
 	for key := range c.reports {
 		c.changed[key] = true
 	}
+	c.wake()
 }
 
 func (c *Client) hello() *agentv1.FromAgent {
