@@ -13,6 +13,7 @@ type (
 	Nexthop   = uplinkNexthop
 	Stat      = uplinkStat
 	Vtep      = uplinkVtep
+	Reach     = uplinkReach
 	LocalKey  = uplinkLocalKey
 	Local     = uplinkLocal
 	FdbKey    = uplinkFdbKey
@@ -66,12 +67,18 @@ const (
 	CtFinIn  = uint8(uplinkCtFlagCT_FIN_IN)
 	CtFinOut = uint8(uplinkCtFlagCT_FIN_OUT)
 
+	// Behind the inner Ethernet header of a reachability question.
+	ReachAsk    = uint8(uplinkReachOpREACH_ASK)
+	ReachAnswer = uint8(uplinkReachOpREACH_ANSWER)
+
 	NotePresent = uint32(uplinkNoteFlagNOTE_PRESENT)
 )
 
 const (
 	// LBVNI is the VNI of load-balanced packets between hosts.
 	LBVNI = 0xFFFFFE
+	// ReachEtherType marks a question, and its answer, whether a host is reached.
+	ReachEtherType = 0x88b5
 	// BoundsMax is the room for bounds in one Bounds record.
 	BoundsMax = 128
 	// Schema is the version of the layout of all maps: the folder of pins is

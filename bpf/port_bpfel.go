@@ -102,6 +102,7 @@ type portMapSpecs struct {
 	Vip4        *ebpf.MapSpec `ebpf:"vip4"`
 	VipBits     *ebpf.MapSpec `ebpf:"vip_bits"`
 	Vipaddr4    *ebpf.MapSpec `ebpf:"vipaddr4"`
+	VtepSeen    *ebpf.MapSpec `ebpf:"vtep_seen"`
 	Vteps       *ebpf.MapSpec `ebpf:"vteps"`
 }
 
@@ -121,6 +122,7 @@ type portVariableSpecs struct {
 	ExportNoteFlag    *ebpf.VariableSpec `ebpf:"export_note_flag"`
 	ExportPortFlag    *ebpf.VariableSpec `ebpf:"export_port_flag"`
 	ExportPrefixFlag  *ebpf.VariableSpec `ebpf:"export_prefix_flag"`
+	ExportReachOp     *ebpf.VariableSpec `ebpf:"export_reach_op"`
 	ExportReason      *ebpf.VariableSpec `ebpf:"export_reason"`
 	ExportScope       *ebpf.VariableSpec `ebpf:"export_scope"`
 	ExportSvcFlag     *ebpf.VariableSpec `ebpf:"export_svc_flag"`
@@ -174,6 +176,7 @@ type portMaps struct {
 	Vip4        *ebpf.Map `ebpf:"vip4"`
 	VipBits     *ebpf.Map `ebpf:"vip_bits"`
 	Vipaddr4    *ebpf.Map `ebpf:"vipaddr4"`
+	VtepSeen    *ebpf.Map `ebpf:"vtep_seen"`
 	Vteps       *ebpf.Map `ebpf:"vteps"`
 }
 
@@ -207,6 +210,7 @@ func (m *portMaps) Close() error {
 		m.Vip4,
 		m.VipBits,
 		m.Vipaddr4,
+		m.VtepSeen,
 		m.Vteps,
 	)
 }
@@ -227,6 +231,7 @@ type portVariables struct {
 	ExportNoteFlag    *ebpf.Variable `ebpf:"export_note_flag"`
 	ExportPortFlag    *ebpf.Variable `ebpf:"export_port_flag"`
 	ExportPrefixFlag  *ebpf.Variable `ebpf:"export_prefix_flag"`
+	ExportReachOp     *ebpf.Variable `ebpf:"export_reach_op"`
 	ExportReason      *ebpf.Variable `ebpf:"export_reason"`
 	ExportScope       *ebpf.Variable `ebpf:"export_scope"`
 	ExportSvcFlag     *ebpf.Variable `ebpf:"export_svc_flag"`

@@ -127,6 +127,7 @@ func TestUplinkInLeavesOthersAlone(t *testing.T) {
 		"host's own":      {fromRouter(packet.TCP(client, endpoint+":179").SYN()).Bytes(), tcNext, bpf.ReasonPassHost},
 		"host's fragment": {fromRouter(packet.UDP(client, endpoint+":1").Fragment(true, 0)).Bytes(), tcNext, bpf.ReasonPassHost},
 		"arp":             {packet.ARP(routerMAC, "10.64.0.0", endpoint), tcNext, bpf.ReasonPassNotIPv4},
+		"other station":   {packet.TCP(client, addr5+":8080").SYN().MACs(routerMAC, mac6).Bytes(), tcNext, bpf.ReasonPassOtherMAC},
 		"no port":         {fromRouter(packet.TCP(client, "198.51.100.77:80").SYN()).Bytes(), tcDrop, bpf.ReasonNoPort},
 		"link-local":      {fromRouter(packet.TCP(probe+":1", addr5+":8080").SYN()).Bytes(), tcDrop, bpf.ReasonBadSource},
 		"identity range":  {fromRouter(packet.TCP("198.18.0.1:1", addr5+":8080").SYN()).Bytes(), tcDrop, bpf.ReasonBadSource},

@@ -63,6 +63,7 @@ const (
 	ReasonPassNotIPv4     = uplinkReasonREASON_PASS_NOT_IPV4
 	ReasonPassHost        = uplinkReasonREASON_PASS_HOST
 	ReasonPassOtherVNI    = uplinkReasonREASON_PASS_OTHER_VNI
+	ReasonPassOtherMAC    = uplinkReasonREASON_PASS_OTHER_MAC
 	ReasonSent            = uplinkReasonREASON_SENT
 	ReasonForwarded       = uplinkReasonREASON_FORWARDED
 	ReasonDelivered       = uplinkReasonREASON_DELIVERED
@@ -73,6 +74,8 @@ const (
 	ReasonToDoor          = uplinkReasonREASON_TO_DOOR
 	ReasonARPAnswered     = uplinkReasonREASON_ARP_ANSWERED
 	ReasonGuardAdmitted   = uplinkReasonREASON_GUARD_ADMITTED
+	ReasonReachAnswered   = uplinkReasonREASON_REACH_ANSWERED
+	ReasonReached         = uplinkReasonREASON_REACHED
 	ReasonMalformed       = uplinkReasonREASON_MALFORMED
 	ReasonNotIPv4         = uplinkReasonREASON_NOT_IPV4
 	ReasonFragment        = uplinkReasonREASON_FRAGMENT

@@ -107,6 +107,8 @@ int uplink(struct xdp_md *ctx)
 		return leave(XDP_PASS, REASON_NO_CONFIG);
 	if (!eth || eth->h_proto != bpf_htons(ETH_P_IP))
 		return leave(XDP_PASS, REASON_PASS_NOT_IPV4);
+	if (!same_mac(eth->h_dest, c->uplink_mac))
+		return leave(XDP_PASS, REASON_PASS_OTHER_MAC);
 	reason = parse_ipv4(&cur, pkt);
 	if (reason == REASON_MALFORMED)
 		return leave(XDP_DROP, REASON_MALFORMED);
@@ -167,15 +169,20 @@ int uplink_in(struct __sk_buff *skb)
 {
 	struct note note = {};
 	bool noted = note_read(skb, &note);
+	struct cfg *c = config();
 	struct visit v = {};
 	struct frame f = {};
 	struct port_cfg *pc;
 	enum reason reason;
 
+	if (!c)
+		return pass(&f, REASON_NO_CONFIG);
 	if (!read_frame(skb, &f))
 		return pass(&f, REASON_MALFORMED);
 	if (f.proto != bpf_htons(ETH_P_IP))
 		return pass(&f, REASON_PASS_NOT_IPV4);
+	if (!same_mac(f.dst, c->uplink_mac))
+		return pass(&f, REASON_PASS_OTHER_MAC);
 	if (f.reason == REASON_MALFORMED)
 		return drop(&f, f.reason);
 	if (is_host_source(f.pkt.saddr))

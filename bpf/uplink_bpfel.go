@@ -246,6 +246,19 @@ type uplinkPrefixKey struct {
 	Ip   uplinkIp16
 }
 
+type uplinkReach struct {
+	_    structs.HostLayout
+	Seen uint64
+	Sent uint64
+}
+
+type uplinkReachOp uint32
+
+const (
+	uplinkReachOpREACH_ASK    uplinkReachOp = 1
+	uplinkReachOpREACH_ANSWER uplinkReachOp = 2
+)
+
 type uplinkReason uint32
 
 const (
@@ -253,6 +266,7 @@ const (
 	uplinkReasonREASON_PASS_NOT_IPV4    uplinkReason = 1
 	uplinkReasonREASON_PASS_HOST        uplinkReason = 2
 	uplinkReasonREASON_PASS_OTHER_VNI   uplinkReason = 3
+	uplinkReasonREASON_PASS_OTHER_MAC   uplinkReason = 4
 	uplinkReasonREASON_SENT             uplinkReason = 10
 	uplinkReasonREASON_FORWARDED        uplinkReason = 11
 	uplinkReasonREASON_DELIVERED        uplinkReason = 12
@@ -263,6 +277,8 @@ const (
 	uplinkReasonREASON_TO_DOOR          uplinkReason = 17
 	uplinkReasonREASON_ARP_ANSWERED     uplinkReason = 18
 	uplinkReasonREASON_GUARD_ADMITTED   uplinkReason = 19
+	uplinkReasonREASON_REACH_ANSWERED   uplinkReason = 20
+	uplinkReasonREASON_REACHED          uplinkReason = 21
 	uplinkReasonREASON_MALFORMED        uplinkReason = 30
 	uplinkReasonREASON_NOT_IPV4         uplinkReason = 31
 	uplinkReasonREASON_FRAGMENT         uplinkReason = 32
@@ -447,6 +463,7 @@ type uplinkMapSpecs struct {
 	Vip4        *ebpf.MapSpec `ebpf:"vip4"`
 	VipBits     *ebpf.MapSpec `ebpf:"vip_bits"`
 	Vipaddr4    *ebpf.MapSpec `ebpf:"vipaddr4"`
+	VtepSeen    *ebpf.MapSpec `ebpf:"vtep_seen"`
 	Vteps       *ebpf.MapSpec `ebpf:"vteps"`
 }
 
@@ -466,6 +483,7 @@ type uplinkVariableSpecs struct {
 	ExportNoteFlag    *ebpf.VariableSpec `ebpf:"export_note_flag"`
 	ExportPortFlag    *ebpf.VariableSpec `ebpf:"export_port_flag"`
 	ExportPrefixFlag  *ebpf.VariableSpec `ebpf:"export_prefix_flag"`
+	ExportReachOp     *ebpf.VariableSpec `ebpf:"export_reach_op"`
 	ExportReason      *ebpf.VariableSpec `ebpf:"export_reason"`
 	ExportScope       *ebpf.VariableSpec `ebpf:"export_scope"`
 	ExportSvcFlag     *ebpf.VariableSpec `ebpf:"export_svc_flag"`
@@ -521,6 +539,7 @@ type uplinkMaps struct {
 	Vip4        *ebpf.Map `ebpf:"vip4"`
 	VipBits     *ebpf.Map `ebpf:"vip_bits"`
 	Vipaddr4    *ebpf.Map `ebpf:"vipaddr4"`
+	VtepSeen    *ebpf.Map `ebpf:"vtep_seen"`
 	Vteps       *ebpf.Map `ebpf:"vteps"`
 }
 
@@ -554,6 +573,7 @@ func (m *uplinkMaps) Close() error {
 		m.Vip4,
 		m.VipBits,
 		m.Vipaddr4,
+		m.VtepSeen,
 		m.Vteps,
 	)
 }
@@ -574,6 +594,7 @@ type uplinkVariables struct {
 	ExportNoteFlag    *ebpf.Variable `ebpf:"export_note_flag"`
 	ExportPortFlag    *ebpf.Variable `ebpf:"export_port_flag"`
 	ExportPrefixFlag  *ebpf.Variable `ebpf:"export_prefix_flag"`
+	ExportReachOp     *ebpf.Variable `ebpf:"export_reach_op"`
 	ExportReason      *ebpf.Variable `ebpf:"export_reason"`
 	ExportScope       *ebpf.Variable `ebpf:"export_scope"`
 	ExportSvcFlag     *ebpf.Variable `ebpf:"export_svc_flag"`

@@ -161,6 +161,7 @@ func TestUplinkLeavesOthersAlone(t *testing.T) {
 		"arp":                 {packet.ARP(routerMAC, "10.64.0.0", endpoint), moved{bpf.ReasonPassNotIPv4: 1}},
 		"ipv6":                {fromRouter(packet.TCP(client, vip)).EtherType(0x86dd).Bytes(), moved{bpf.ReasonPassNotIPv4: 1}},
 		"other vni":           {otherVNI(tunnelFrom(mac5, packet.Tag{}), 42).Wrap(packet.TCP(client, vip)), moved{bpf.ReasonPassOtherVNI: 1}},
+		"other station":       {packet.TCP(client, vip).SYN().MACs(routerMAC, "02:aa:00:00:00:77").Bytes(), moved{bpf.ReasonPassOtherMAC: 1}},
 		"4789, not to us":     {fromRouter(packet.UDP(endpoint2+":1", addr5+":4789")).Bytes(), moved{bpf.ReasonPassHost: 1}},
 		"instance's fragment": {fromRouter(packet.UDP(client, addr5+":53").Fragment(true, 0)).Bytes(), moved{bpf.ReasonPassHost: 1}},
 		"gre to nobody":       {fromRouter(packet.TCP(client, endpoint+":1").Proto(47)).Bytes(), moved{bpf.ReasonPassHost: 1}},
@@ -291,7 +292,7 @@ func TestPingOfAVIPIsAnswered(t *testing.T) {
 
 func TestSelfTestIsCountedApart(t *testing.T) {
 	w := newWorld(t)
-	in := packet.TCP(selfTest+":1", vip).SYN()
+	in := fromRouter(packet.TCP(selfTest+":1", vip).SYN())
 	w.expect(moved{bpf.ReasonProbed: 1}, func() {
 		if action, _ := w.xdp(in.Bytes()); action != xdpTX {
 			t.Fatalf("action %d", action)
@@ -310,6 +311,37 @@ func TestSelfTestIsCountedApart(t *testing.T) {
 		if action, _ := w.xdp(in.Bytes()); action != xdpDrop {
 			t.Fatalf("action %d", action)
 		}
+	})
+}
+
+// Hosts ask each other through the tunnel; XDP answers, and writes answers down.
+func TestReach(t *testing.T) {
+	w := newWorld(t)
+	for _, size := range []int{0, 1550} {
+		w.expect(moved{bpf.ReasonReachAnswered: 1}, func() {
+			action, out := w.xdp(tunnelFrom(mac5, packet.Tag{}).WrapReach(bpf.ReachAsk, 4711, size))
+			if action != xdpTX {
+				t.Fatalf("action %d", action)
+			}
+			back := tunnelTo(0, packet.Tag{})
+			back.Port = 50000
+			w.same("answer", out, back.WrapReach(bpf.ReachAnswer, 4711, size))
+		})
+	}
+	before := now()
+	w.expect(moved{bpf.ReasonReached: 1}, func() {
+		if action, _ := w.xdp(tunnelFrom(mac5, packet.Tag{}).WrapReach(bpf.ReachAnswer, 4711, 0)); action != xdpDrop {
+			t.Fatalf("action %d", action)
+		}
+	})
+	var got bpf.Reach
+	must(t, w.maps["vtep_seen"].Lookup(uint32(2), &got))
+	if got.Sent != 4711 || got.Seen < before || got.Seen > now() {
+		t.Errorf("vtep_seen: %+v, between %d and %d", got, before, now())
+	}
+	w.expect(moved{bpf.ReasonUnknownEndpoint: 1}, func() { w.xdp(stranger().WrapReach(bpf.ReachAsk, 1, 0)) })
+	w.expect(moved{bpf.ReasonMalformed: 1}, func() {
+		w.xdp(tunnelFrom(mac5, packet.Tag{}).WrapReach(3, 1, 0))
 	})
 }
 

@@ -3,6 +3,7 @@
 
 #include "conntrack.h"
 #include "nlb.h"
+#include "reach.h"
 
 /*
  * Between hosts a load-balanced packet travels as VXLAN: the inner destination
@@ -15,7 +16,6 @@
 
 #define VXLAN_PORT	4789
 #define VXLAN_VNI_VALID 0x08
-#define OUTER_TTL	64
 #define MAC_TAG		0x0a
 #define HOPS_MAX	2
 
@@ -408,9 +408,11 @@ static __always_inline int from_tunnel(struct xdp_md *ctx, const struct cfg *c, 
 	struct vxlanhdr *vxlan;
 	struct ethhdr *inner;
 	enum reason reason;
+	struct vtep *vtep;
 	__u32 *port;
 
-	if (!bpf_map_lookup_elem(&vteps, &sender))
+	vtep = bpf_map_lookup_elem(&vteps, &sender);
+	if (!vtep)
 		return leave(XDP_DROP, REASON_UNKNOWN_ENDPOINT);
 	vxlan = take(&cur, sizeof(*vxlan));
 	if (!vxlan || !(vxlan->flags & VXLAN_VNI_VALID))
@@ -418,7 +420,11 @@ static __always_inline int from_tunnel(struct xdp_md *ctx, const struct cfg *c, 
 	if (bpf_ntohl(vxlan->vni) >> 8 != c->lb_vni)
 		return leave(XDP_PASS, REASON_PASS_OTHER_VNI);
 	inner = take(&cur, sizeof(*inner));
-	if (!inner || inner->h_proto != bpf_htons(ETH_P_IP) || read_tag(inner->h_source, t))
+	if (!inner)
+		return leave(XDP_DROP, REASON_MALFORMED);
+	if (inner->h_proto == bpf_htons(ETH_P_REACH))
+		return from_reach(ctx, c, cur, vtep->host);
+	if (inner->h_proto != bpf_htons(ETH_P_IP) || read_tag(inner->h_source, t))
 		return leave(XDP_DROP, REASON_MALFORMED);
 	__builtin_memcpy(key.mac, inner->h_dest, sizeof(key.mac));
 	port = bpf_map_lookup_elem(&fdb, &key);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "maps.h"
+#include "reach.h"
 
 /*
  * The compiler describes only types that something uses. These pointers use
@@ -19,6 +20,7 @@ const enum scope *const export_scope;
 const enum direction *const export_direction;
 const enum ct_state *const export_ct_state;
 const enum ct_flag *const export_ct_flag;
+const enum reach_op *const export_reach_op;
 const enum note_flag *const export_note_flag;
 const struct note *const export_note;
 const struct ct_key *const export_ct_key;

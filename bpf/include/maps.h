@@ -95,6 +95,12 @@ struct vtep {
 	__u32 pmtu;
 };
 
+/* Times are CLOCK_MONOTONIC ns of this host. */
+struct reach {
+	__u64 seen; /* when the last answer came */
+	__u64 sent; /* when its question left */
+};
+
 struct local_key {
 	__u32 service;
 	__u32 port;
@@ -417,6 +423,17 @@ struct {
 	__type(key, __be32);
 	__type(value, struct vtep);
 } vteps SEC(".maps");
+
+/*
+ * Written by uplink, read by the agent: the last answer of a host to the
+ * question whether it is reached. Indexed by the zone's host id.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 16384);
+	__type(key, __u32);
+	__type(value, struct reach);
+} vtep_seen SEC(".maps");
 
 /*
  * Written by the agent: service, port → how the service reaches that port.

@@ -28,6 +28,8 @@
 #define TCP_RST	      0x04
 #define TCP_ACK	      0x10
 
+#define OUTER_TTL 64 /* of what we send ourselves */
+
 #define ICMP_ECHOREPLY 0
 #define ICMP_ECHO      8
 

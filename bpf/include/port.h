@@ -18,6 +18,7 @@ struct frame {
 	struct packet pkt;
 	__be16 proto; /* of Ethernet */
 	__u8 src[ETH_ALEN];
+	__u8 dst[ETH_ALEN];
 	enum reason reason; /* what parsing the packet came to */
 	__u64 packets;
 };
@@ -59,6 +60,7 @@ static __always_inline bool read_frame(struct __sk_buff *skb, struct frame *f)
 		return false;
 	f->proto = eth->h_proto;
 	__builtin_memcpy(f->src, eth->h_source, ETH_ALEN);
+	__builtin_memcpy(f->dst, eth->h_dest, ETH_ALEN);
 	f->packets = 1;
 	if (f->proto != bpf_htons(ETH_P_IP))
 		return true;

@@ -14,6 +14,7 @@ enum reason {
 	REASON_PASS_NOT_IPV4 = 1,  /* ARP, IPv6, anything else on the uplink */
 	REASON_PASS_HOST = 2,	   /* IPv4 for nobody we serve: the host's own */
 	REASON_PASS_OTHER_VNI = 3, /* a tunnel packet of another network */
+	REASON_PASS_OTHER_MAC = 4, /* a frame for another station, flooded */
 
 	/* Done as meant. */
 	REASON_SENT = 10,	    /* encapsulated towards a backend, left */
@@ -26,6 +27,8 @@ enum reason {
 	REASON_TO_DOOR = 17,	    /* reply to one of the host's own services */
 	REASON_ARP_ANSWERED = 18,   /* the gateway answered */
 	REASON_GUARD_ADMITTED = 19, /* a marked frame entered its port */
+	REASON_REACH_ANSWERED = 20, /* another host asked whether it reaches us */
+	REASON_REACHED = 21,	    /* another host answered that we reach it */
 
 	/* Not a packet we take. */
 	REASON_MALFORMED = 30,	     /* shorter than its headers say */

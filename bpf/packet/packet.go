@@ -249,12 +249,34 @@ func (t Tag) MAC() net.HardwareAddr {
 // Wrap encapsulates a packet; its own Ethernet header is replaced by the inner
 // one.
 func (t Tunnel) Wrap(p Packet) []byte {
-	inner := append(Ethernet(MAC(t.Backend), t.Tag.MAC(), TypeIPv4), p.IP()...)
-	vxlan := make([]byte, 8, 8+len(inner))
-	vxlan[0] = 0x08
-	binary.BigEndian.PutUint32(vxlan[4:], t.VNI<<8)
+	return t.wrap(append(Ethernet(MAC(t.Backend), t.Tag.MAC(), TypeIPv4), p.IP()...))
+}
+
+// TypeReach is the Ethernet type of the question whether a host is reached.
+const TypeReach = 0x88b5
+
+// WrapReach encapsulates a question (op 1) or an answer (op 2), filled up to
+// size bytes.
+func (t Tunnel) WrapReach(op uint8, sent uint64, size int) []byte {
+	return t.wrap(Reach(op, sent, size))
+}
+
+// Reach is the inner frame of a question or an answer.
+func Reach(op uint8, sent uint64, size int) []byte {
+	b := Ethernet(make(net.HardwareAddr, 6), make(net.HardwareAddr, 6), TypeReach)
+	b = append(b, op, 0, 0, 0, 0, 0, 0, 0)
+	b = binary.NativeEndian.AppendUint64(b, sent)
+	return append(b, make([]byte, max(0, size-len(b)))...)
+}
+
+// VXLAN is a header.
+func VXLAN(vni uint32) []byte {
+	return binary.BigEndian.AppendUint32([]byte{0x08, 0, 0, 0}, vni<<8)
+}
+
+func (t Tunnel) wrap(inner []byte) []byte {
 	outer := UDP(fmt.Sprintf("%s:%d", t.Src, t.Port), t.Dst+":4789").
-		MACs(t.SrcMAC, t.DstMAC).NoChecksum().Payload(append(vxlan, inner...))
+		MACs(t.SrcMAC, t.DstMAC).NoChecksum().Payload(append(VXLAN(t.VNI), inner...))
 	outer.fragment = 0x4000
 	return outer.Bytes()
 }

@@ -52,7 +52,7 @@ type Maps struct {
 	Cfg, Meta, Reasons                                *ebpf.Map
 	VipBits, Vip4, Vipaddr4, Svc, Slots               *ebpf.Map
 	Backends, Nexthops, SvcStat, BackendStat          *ebpf.Map
-	Vteps, Local, Fdb                                 *ebpf.Map
+	Vteps, VtepSeen, Local, Fdb                       *ebpf.Map
 	PortCfg, IfindexPort, AddrOk, AddrPort, Prefixes  *ebpf.Map
 	Members, Cidr, PeerBm, CidrBm, PortBounds, PortBm *ebpf.Map
 	RuleIds, RuleStats                                *ebpf.Map
@@ -64,7 +64,7 @@ func (m *Maps) byName() map[string]**ebpf.Map {
 		"cfg": &m.Cfg, "meta": &m.Meta, "reasons": &m.Reasons,
 		"vip_bits": &m.VipBits, "vip4": &m.Vip4, "vipaddr4": &m.Vipaddr4, "svc": &m.Svc, "slots": &m.Slots,
 		"backends": &m.Backends, "nexthops": &m.Nexthops, "svc_stat": &m.SvcStat, "backend_stat": &m.BackendStat,
-		"vteps": &m.Vteps, "local": &m.Local, "fdb": &m.Fdb,
+		"vteps": &m.Vteps, "vtep_seen": &m.VtepSeen, "local": &m.Local, "fdb": &m.Fdb,
 		"port_cfg": &m.PortCfg, "ifindex_port": &m.IfindexPort, "addr_ok": &m.AddrOk,
 		"addr_port": &m.AddrPort, "prefixes": &m.Prefixes,
 		"members": &m.Members, "cidr": &m.Cidr, "peer_bm": &m.PeerBm, "cidr_bm": &m.CidrBm,

@@ -287,6 +287,45 @@ func TestConnectionThroughAnotherNode(t *testing.T) {
 	if delivered == 0 || sent < delivered {
 		t.Errorf("%d packets sent, %d delivered", sent, delivered)
 	}
+	b.asksForReach(lb, hv)
+}
+
+// asksForReach has the LB node ask the hypervisor, with all there is in between,
+// and then with the hypervisor's program gone.
+func (b *bench) asksForReach(lb, hv *host.Host) {
+	b.Helper()
+	must(b, lb.Maps.Vteps.Put(bpf.BE32(b.cfg.Endpoint), &bpf.Vtep{Host: 9, Pmtu: 1600}))
+	var r *host.Reacher
+	var err error
+	b.in("cbpf-lb", func() { r, err = lb.Reacher() })
+	must(b, err)
+	defer r.Close()
+	if _, _, ok, err := r.Seen(9); ok || err != nil {
+		b.Fatalf("seen before it was asked: %v", err)
+	}
+	ask := func() bool {
+		start := time.Now()
+		must(b, r.Ask(b.cfg.Endpoint, 1600))
+		for time.Since(start) < 500*time.Millisecond {
+			ago, took, ok, err := r.Seen(9)
+			must(b, err)
+			if ok && ago < time.Since(start) {
+				if took <= 0 || took > time.Second {
+					b.Errorf("the answer took %v", took)
+				}
+				return true
+			}
+			<-time.After(time.Millisecond)
+		}
+		return false
+	}
+	if !ask() {
+		b.Errorf("no answer: LB node %v, hypervisor %v", reasons(b.T, lb), reasons(b.T, hv))
+	}
+	b.all("cbpf-hv", ip("link", "set", "up0", "down"))
+	if ask() {
+		b.Error("a hypervisor whose uplink is down answers")
+	}
 }
 
 func TestOpenRefusesAMapOfAnotherLayout(t *testing.T) {

@@ -46,7 +46,7 @@ func TestSelectionAgreesWithItsTwin(t *testing.T) {
 
 	to := netip.MustParseAddrPort(vip)
 	endpoint2 := bpf.BE32(netip.MustParseAddr(lbEndpoint))
-	put("cfg", uint32(0), &bpf.Cfg{Endpoint: bpf.BE32(netip.MustParseAddr(endpoint)), LbVni: bpf.LBVNI})
+	put("cfg", uint32(0), &bpf.Cfg{Endpoint: bpf.BE32(netip.MustParseAddr(endpoint)), LbVni: bpf.LBVNI, UplinkMac: hw(gwMAC)})
 	put("nexthops", uint32(1), &bpf.Nexthop{Flags: bpf.NexthopValid})
 	for i := range uint32(256) {
 		put("backends", i+1, &bpf.Backend{Endpoint: endpoint2, Nexthop: 1, Flags: bpf.BackendValid, Mac: [6]uint8{2, 0, 0, 0, uint8(i)}})
@@ -67,7 +67,7 @@ func TestSelectionAgreesWithItsTwin(t *testing.T) {
 		if s.Proto == packet.ProtoUDP {
 			p = packet.UDP(src.String(), vip)
 		}
-		run := &ebpf.RunOptions{Data: p.Bytes(), DataOut: make([]byte, 300)}
+		run := &ebpf.RunOptions{Data: p.MACs(gwMAC, gwMAC).Bytes(), DataOut: make([]byte, 300)}
 		if action, err := coll.Programs["uplink"].Run(run); err != nil || action != 3 {
 			t.Fatalf("%s: action %d, %v", src, action, err)
 		}

@@ -108,6 +108,18 @@ func (p *Prober) pinnedID(program string) (ebpf.ProgramID, error) {
 	return programID(prog)
 }
 
+func (p *Prober) cfg() (c bpf.Cfg, err error) {
+	m, err := ebpf.LoadPinnedMap(p.pins.mapPath("cfg"), &ebpf.LoadPinOptions{ReadOnly: true})
+	if err != nil {
+		return c, fmt.Errorf("open cfg: %w", err)
+	}
+	defer m.Close()
+	if err := m.Lookup(uint32(0), &c); err != nil {
+		return c, fmt.Errorf("read cfg: %w", err)
+	}
+	return c, nil
+}
+
 func (p *Prober) meta() (meta bpf.Meta, err error) {
 	m, err := ebpf.LoadPinnedMap(p.pins.mapPath("meta"), &ebpf.LoadPinOptions{ReadOnly: true})
 	if err != nil {
@@ -144,12 +156,17 @@ func (p *Prober) probeVIP(vip netip.AddrPort, proto uint8, sport uint16) error {
 		return fmt.Errorf("open the program: %w", err)
 	}
 	defer prog.Close()
+	c, err := p.cfg()
+	if err != nil {
+		return err
+	}
 	from := netip.AddrPortFrom(SelfTestAddr, sport).String()
 	probe := packet.TCP(from, vip.String()).SYN()
 	if proto == packet.ProtoUDP {
 		probe = packet.UDP(from, vip.String())
 	}
-	in := probe.Bytes()
+	uplink := net.HardwareAddr(c.UplinkMac[:]).String()
+	in := probe.MACs(uplink, uplink).Bytes()
 	out := make([]byte, len(in)+256)
 	run := &ebpf.RunOptions{Data: in, DataOut: out}
 	action, err := prog.Run(run)
