@@ -178,8 +178,12 @@ func (s *State) concerned(b replica.Batch) ([]Owner, map[Owner][]cloud.ID) {
 		for _, o := range All(b.After) {
 			list.add(o)
 		}
+		last := lastOperation(b.Changes)
 		for o := range s.owned {
 			list.add(o)
+			if len(why[o]) == 0 && last != "" {
+				why[o] = []cloud.ID{last}
+			}
 		}
 	}
 	bad := map[Owner]bool{}
@@ -189,6 +193,18 @@ func (s *State) concerned(b replica.Batch) ([]Owner, map[Owner][]cloud.ID) {
 		}
 	}
 	return slices.DeleteFunc(list.list, func(o Owner) bool { return bad[o] }), why
+}
+
+// lastOperation of changes, if there is one that deletes: what it takes along
+// can no longer be found by an index when the rows before it are not known.
+func lastOperation(changes []store.Change) (last cloud.ID) {
+	deleting := false
+	for _, c := range changes {
+		if c.Operation != "" && (c.Deleted || !deleting) {
+			last, deleting = c.Operation, deleting || c.Deleted
+		}
+	}
+	return last
 }
 
 var ownersOf = map[store.Kind][]OwnerKind{

@@ -740,8 +740,10 @@ func (x *Nack) GetReason() string {
 
 // Status is sent at least once a second; it is the agent's sign of life. The
 // first one of a stream carries a report of every object that has a state,
-// later ones those that changed. Digests, with the revision they are of, come
-// at least once a minute: the control plane compares them with its own.
+// later ones those that changed. Revision is what is programmed, as in an Ack;
+// sent twice it stands in for an Ack that was lost. With digests it is the
+// revision they are of. They come at least once a minute: the control plane
+// compares them with its own.
 type Status struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	UplinkDown    bool                   `protobuf:"varint,1,opt,name=uplink_down,json=uplinkDown,proto3" json:"uplink_down,omitempty"`

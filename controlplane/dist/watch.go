@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dist
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"cairn/controlplane/replica"
+)
+
+// leaseTick is how often leases are looked at.
+const leaseTick = 200 * time.Millisecond
+
+// heard notes a sign of life that is not a status, and that the agent holds
+// all that it should.
+func (s *Server) heard(name string, number uint32, inStep bool) {
+	s.leaseMu.Lock()
+	l := s.leaseOf(name, number)
+	l.last = s.config.Now()
+	l.synced = l.synced || inStep
+	s.leaseMu.Unlock()
+	s.tellSoon()
+}
+
+// alive notes a status.
+func (s *Server) alive(name string, number uint32, uplinkDown, inStep bool) {
+	s.leaseMu.Lock()
+	l := s.leaseOf(name, number)
+	returned := l.lost
+	if returned {
+		l.lost, l.synced = false, false
+	}
+	l.last, l.uplinkDown, l.synced = s.config.Now(), uplinkDown, l.synced || inStep
+	news := l.due() != l.told
+	s.leaseMu.Unlock()
+	if returned {
+		s.tracker.Returned(number)
+	}
+	if news {
+		s.tellSoon()
+	}
+}
+
+func (s *Server) leaseOf(name string, number uint32) *lease {
+	l := s.leases[name]
+	if l == nil {
+		l = &lease{}
+		s.leases[name] = l
+	}
+	l.number = number
+	return l
+}
+
+func (s *Server) tellSoon() {
+	select {
+	case s.kick <- struct{}{}:
+	default: // somebody did already
+	}
+}
+
+// meet brings the leases in step with the hypervisors of the zone: each that
+// has joined has one, whether or not its agent has been heard of yet.
+func (s *Server) meet(snap replica.Snapshot) {
+	present := map[string]bool{}
+	s.leaseMu.Lock()
+	defer s.leaseMu.Unlock()
+	for h := range snap.Hosts() {
+		s.tracker.Known(h.Body.Number, h.Body.Name)
+		if !h.Body.Joined {
+			continue
+		}
+		present[h.Body.Name] = true
+		if _, known := s.leases[h.Body.Name]; known {
+			continue
+		}
+		l := s.leaseOf(h.Body.Name, h.Body.Number)
+		l.last = s.config.Now()
+		if h.Body.Unreachable && !h.Body.UplinkDown {
+			l.lost, l.told, l.last = true, lost, h.Body.Since.Add(-leaseLife)
+			s.tracker.Expired(l.number, l.last)
+		}
+	}
+	for name, l := range s.leases {
+		if present[name] || s.config.Now().Sub(l.last) <= leaseLife {
+			continue // one that has just joined may be ahead of its row
+		}
+		delete(s.leases, name)
+		s.tracker.Removed(l.number)
+		s.shelf.mu.Lock()
+		if session := s.shelf.sessions[l.number]; session != nil {
+			session.cancel(errRemoved)
+		}
+		s.shelf.mu.Unlock()
+	}
+}
+
+// watchLeases declares leases over and tells Events what has become of
+// hypervisors, until it has been heard.
+func (s *Server) watchLeases(ctx context.Context) error {
+	tick := time.NewTicker(leaseTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			s.expireLeases()
+		case <-s.kick:
+		}
+		s.tellEvents(ctx)
+	}
+}
+
+func (s *Server) expireLeases() {
+	s.leaseMu.Lock()
+	defer s.leaseMu.Unlock()
+	for _, name := range over(s.leases, s.start, s.config.Now()) {
+		l := s.leases[name]
+		l.lost = true
+		s.config.Log.Warn("lease over", "agent", name, "silent since", l.last)
+		s.tracker.Expired(l.number, l.last)
+	}
+}
+
+// tellEvents brings what Events know in step with what is so, one call after
+// the other, without holding anybody up meanwhile.
+func (s *Server) tellEvents(ctx context.Context) {
+	type news struct {
+		name string
+		due  notice
+		last time.Time
+	}
+	var all []news
+	s.leaseMu.Lock()
+	for name, l := range s.leases {
+		if due := l.due(); due != l.told {
+			all = append(all, news{name, due, l.last})
+		}
+	}
+	s.leaseMu.Unlock()
+	slices.SortFunc(all, func(a, b news) int { return a.last.Compare(b.last) })
+	for _, n := range all {
+		var err error
+		switch n.due {
+		case lost:
+			err = s.config.Events.Lost(ctx, n.name, n.last)
+		case alive, uplinkDown:
+			err = s.config.Events.Alive(ctx, n.name, n.due == uplinkDown)
+		}
+		if err != nil {
+			if ctx.Err() == nil {
+				s.config.Log.Warn("news of a hypervisor not taken", "agent", n.name, "error", err)
+			}
+			continue // it is due again at the next tick
+		}
+		s.leaseMu.Lock()
+		if l := s.leases[n.name]; l != nil {
+			l.told = n.due
+		}
+		s.leaseMu.Unlock()
+	}
+}
