@@ -263,28 +263,6 @@ int svc_in(struct __sk_buff *skb)
 	return to_port(skb, &f, pc);
 }
 
-/* What a sweep of one port's flows is asked and answers. */
-struct sweep {
-	__u32 port;
-	__u32 live;
-	__u32 expired; /* and deleted */
-	__u32 pad;
-	__u64 now;
-};
-
-struct bpf_map;
-
-static long sweep_flow(struct bpf_map *flows, const struct ct_key *key, struct ct *flow, struct sweep *s)
-{
-	if (!is_expired(flow, key->proto, s->now)) {
-		s->live++;
-		return 0;
-	}
-	if (!bpf_map_delete_elem(flows, key))
-		s->expired++;
-	return 0;
-}
-
 /* Delete a port's expired flows; the agent runs it from a ticker, because a
  * timer per flow fails in bursts. */
 SEC("syscall")

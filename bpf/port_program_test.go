@@ -5,6 +5,7 @@
 package bpf_test
 
 import (
+	"fmt"
 	"testing"
 
 	"cairn/bpf"
@@ -544,5 +545,31 @@ func TestSweepDeletesOnlyTheExpired(t *testing.T) {
 	}
 	if s := w.sweep(port5); s.Live != 50 || s.Expired != 0 {
 		t.Errorf("second sweep: %+v", s)
+	}
+}
+
+// Without an agent nobody sweeps: a full table makes room of expired flows by
+// itself, and refuses only when all are live.
+func TestFullTableMakesRoom(t *testing.T) {
+	w := newWorld(t)
+	w.admit(web)
+	fill := func(seen uint64) {
+		t.Helper()
+		f := balanced(0, bpf.CtEstablished)
+		f.Seen = seen
+		key := flowKey(packet.ProtoTCP, "192.0.2.200:1", addr5+":8080")
+		for i := range uint16(bpf.CtQuota) {
+			key.PeerPort = i
+			w.remember(port5, key, f)
+		}
+	}
+	fill(now())
+	w.refused(packet.TCP(client, addr5+":8080").SYN(), skb{}, bpf.ReasonCtFull)
+	fill(now() - 3601e9)
+	// It was swept less than a second ago.
+	w.refused(packet.TCP(client, addr5+":8080").SYN(), skb{}, bpf.ReasonCtFull)
+	w.put("ct_swept", port5, now()-2e9)
+	for port := range 200 {
+		w.into(packet.TCP(fmt.Sprintf("192.0.2.9:%d", port+1), addr5+":8080").SYN(), skb{})
 	}
 }

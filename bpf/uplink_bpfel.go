@@ -443,6 +443,7 @@ type uplinkMapSpecs struct {
 	Cidr        *ebpf.MapSpec `ebpf:"cidr"`
 	CidrBm      *ebpf.MapSpec `ebpf:"cidr_bm"`
 	CtEst       *ebpf.MapSpec `ebpf:"ct_est"`
+	CtSwept     *ebpf.MapSpec `ebpf:"ct_swept"`
 	Fdb         *ebpf.MapSpec `ebpf:"fdb"`
 	IfindexPort *ebpf.MapSpec `ebpf:"ifindex_port"`
 	Local       *ebpf.MapSpec `ebpf:"local"`
@@ -519,6 +520,7 @@ type uplinkMaps struct {
 	Cidr        *ebpf.Map `ebpf:"cidr"`
 	CidrBm      *ebpf.Map `ebpf:"cidr_bm"`
 	CtEst       *ebpf.Map `ebpf:"ct_est"`
+	CtSwept     *ebpf.Map `ebpf:"ct_swept"`
 	Fdb         *ebpf.Map `ebpf:"fdb"`
 	IfindexPort *ebpf.Map `ebpf:"ifindex_port"`
 	Local       *ebpf.Map `ebpf:"local"`
@@ -553,6 +555,7 @@ func (m *uplinkMaps) Close() error {
 		m.Cidr,
 		m.CidrBm,
 		m.CtEst,
+		m.CtSwept,
 		m.Fdb,
 		m.IfindexPort,
 		m.Local,

@@ -123,6 +123,46 @@ static __always_inline enum reason renew(struct ct *f, const struct port_cfg *pc
 	return REASON_NONE;
 }
 
+struct bpf_map;
+
+/* What a pass over a port's flows is asked for and what it did. */
+struct sweep {
+	__u32 port;
+	__u32 live;
+	__u32 expired; /* and deleted */
+	__u32 pad;
+	__u64 now;
+};
+
+static long sweep_flow(struct bpf_map *flows, const struct ct_key *key, struct ct *flow, struct sweep *s)
+{
+	if (!is_expired(flow, key->proto, s->now)) {
+		s->live++;
+		return 0;
+	}
+	if (!bpf_map_delete_elem(flows, key))
+		s->expired++;
+	return 0;
+}
+
+/*
+ * The quota is used up: make room of what has expired. The agent sweeps all the
+ * time; this is for the day it is gone, because forwarding has no time limit
+ * without it. At most once a second a port, since a pass over a table of live
+ * flows takes milliseconds and frees nothing.
+ */
+static __noinline bool make_room(void *flows, __u32 port, __u64 now)
+{
+	struct sweep s = { .now = now };
+	__u64 *last = bpf_map_lookup_elem(&ct_swept, &port);
+
+	if (!last || now - *last < SECOND)
+		return false;
+	*last = now;
+	bpf_for_each_map_elem(flows, sweep_flow, &s, 0);
+	return true; /* not whether it freed any: the verifier would follow every count */
+}
+
 /* The first packet of a flow: ask the policy, then remember. */
 static __always_inline enum reason begin(void *flows, const struct port_cfg *pc, struct visit *v, __u64 now)
 {
@@ -152,9 +192,11 @@ static __always_inline enum reason begin(void *flows, const struct port_cfg *pc,
 	f->state = CT_NEW;
 	f->flags = v->host ? CT_HOST : 0;
 	advance(f, v);
-	if (bpf_map_update_elem(flows, &v->key, f, BPF_ANY))
-		return REASON_CT_FULL;
-	return REASON_NONE;
+	if (!bpf_map_update_elem(flows, &v->key, f, BPF_ANY))
+		return REASON_NONE;
+	if (make_room(flows, v->port, now) && !bpf_map_update_elem(flows, &v->key, f, BPF_ANY))
+		return REASON_NONE;
+	return REASON_CT_FULL;
 }
 
 /* Two services, or a service and the instance's own address, can give one

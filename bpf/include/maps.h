@@ -596,3 +596,14 @@ struct {
 	__type(key, __u32);
 	__array(values, struct flows);
 } ct_est SEC(".maps");
+
+/*
+ * Written by the programs: when a port's full table was last swept
+ * (CLOCK_MONOTONIC ns). Indexed by the zone's port id, as port_cfg is.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, __u64);
+} ct_swept SEC(".maps");
