@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loadbalancer
+
+import (
+	"slices"
+	"time"
+
+	"cairn/controlplane/store"
+	"cairn/lb/slots"
+)
+
+const (
+	// joinWait is how long a new backend waits for its host to say that it knows
+	// it, before it gets flows all the same.
+	joinWait = 5 * time.Second
+	// removalPeriod and removalShare cap removals by verdict: in each period at
+	// most one backend of so many, and at least one. Checks that err err together.
+	removalPeriod = time.Minute
+	removalShare  = 3
+)
+
+// hosts is what is known of the zone's hypervisors, by number.
+type hosts struct {
+	joined      int
+	unreachable map[uint32]bool
+	numbers     map[string]uint32 // by name
+}
+
+// cutOff: when more than half of the hypervisors look unreachable, the one that
+// is cut off is whoever looks. Then nobody is taken out.
+func (h hosts) cutOff() bool { return 2*len(h.unreachable) > h.joined }
+
+// dead reports whether a backend's host cannot be reached.
+func (h hosts) dead(b store.BackendDoc) bool {
+	return h.unreachable[b.Host] && (!h.cutOff() || b.State == store.BackendDead)
+}
+
+// judge says what each backend is to be, and whether too few are well, so that
+// all that can be reached are used. Since when is when somebody has to look
+// again; zero if only news can change anything.
+//
+//   - Reachability is not health: whoever cannot be reached is dead, at once,
+//     whatever the others are.
+//   - Unknown is not unhealthy: a backend without a verdict counts as well.
+//   - Below half, all reachable ones are used; else those that fail drain, but
+//     only so many a minute.
+//   - A new backend waits to be known by its host, unless it is needed.
+func judge(backends []store.BackendDoc, h hosts, now time.Time) (after []store.BackendDoc, panicking bool, again time.Time) {
+	after = slices.Clone(backends)
+	reachable, well := 0, 0
+	for _, b := range after {
+		if h.dead(b) {
+			continue
+		}
+		reachable++
+		if b.Verdict != store.VerdictFailure {
+			well++
+		}
+	}
+	panicking = 2*well < reachable
+	budget, freed := removals(after, now)
+	active := 0
+	for i := range after {
+		b := &after[i]
+		state := store.BackendActive
+		switch {
+		case h.dead(*b):
+			state = store.BackendDead
+		case b.State == store.BackendJoining && now.Sub(b.Since) < joinWait:
+			state = store.BackendJoining
+			again = sooner(again, b.Since.Add(joinWait))
+		case panicking || b.Verdict != store.VerdictFailure:
+		case b.State != store.BackendActive:
+			state = store.BackendDraining
+		case budget > 0:
+			budget--
+			state, b.Removed = store.BackendDraining, now
+		default:
+			again = sooner(again, freed)
+		}
+		enter(b, state, now)
+		if state == store.BackendActive {
+			active++
+		}
+	}
+	for i := range after {
+		if active == 0 && after[i].State == store.BackendJoining {
+			enter(&after[i], store.BackendActive, now)
+		}
+	}
+	return after, panicking, again
+}
+
+func enter(b *store.BackendDoc, state string, now time.Time) {
+	if b.State != state {
+		b.State, b.Since = state, now
+	}
+}
+
+// removals says how many backends may be taken out now because of a verdict,
+// and when there will be one more.
+func removals(backends []store.BackendDoc, now time.Time) (budget int, freed time.Time) {
+	budget = max(1, (len(backends)+removalShare-1)/removalShare)
+	for _, b := range backends {
+		if !b.Removed.IsZero() && now.Sub(b.Removed) < removalPeriod {
+			budget--
+			freed = sooner(freed, b.Removed.Add(removalPeriod))
+		}
+	}
+	return budget, freed
+}
+
+// sooner is the earlier of two times; zero is never.
+func sooner(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// assign makes the table of the backends as they are out of the one before.
+// Whoever the old one names and is no backend any more is dead: its port is
+// gone.
+func assign(old slots.Table, backends []store.BackendDoc) slots.Table {
+	var want slots.Want
+	known := map[uint32]bool{0: true}
+	for _, b := range backends {
+		known[b.Number] = true
+		switch b.State {
+		case store.BackendActive:
+			want.Backends = append(want.Backends, b.Number)
+		case store.BackendDead:
+			want.Dead = append(want.Dead, b.Number)
+		}
+	}
+	for _, s := range old {
+		for _, owner := range [2]uint32{s.Cur(), s.Prev()} {
+			if !known[owner] {
+				known[owner] = true
+				want.Dead = append(want.Dead, owner)
+			}
+		}
+	}
+	return slots.Assign(old, want)
+}

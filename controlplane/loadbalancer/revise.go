@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loadbalancer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"cairn/cloud"
+	"cairn/controlplane/store"
+	"cairn/lb/slots"
+)
+
+// outcome is a service as it should become, not yet stored.
+type outcome struct {
+	service service
+	table   slots.Table
+	moved   bool      // the table differs from the stored one
+	again   time.Time // look again; zero if only news can change anything
+}
+
+// weigh works out what a service becomes, given its document with what is new
+// in it, and owners before whom no flow is left. It writes nothing.
+func weigh(tx *store.Tx, s service, h hosts, drained ...uint32) (outcome, error) {
+	o := outcome{service: s}
+	stored, err := tx.Slots(s.ID)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return o, err
+	}
+	old, err := slots.Decode(stored.Cells)
+	if err != nil {
+		return o, fmt.Errorf("service %s: %w", s.ID, err)
+	}
+	d := &o.service.Body
+	d.Backends, d.Panic, o.again = judge(s.Body.Backends, h, tx.Now().UTC())
+	table := old
+	for _, owner := range drained {
+		table = slots.Settle(table, owner)
+	}
+	o.table = assign(table, d.Backends)
+	o.moved = !slices.Equal(o.table, old)
+	if o.moved {
+		d.SlotsGeneration++
+	}
+	return o, nil
+}
+
+// put stores an outcome: the document and its table in one transaction. What
+// is stored already takes no revision.
+func (b *Balancers) put(tx *store.Tx, op cloud.ID, o outcome) error {
+	if o.moved {
+		err := tx.PutSlots(store.Slots{
+			Service: o.service.ID, Generation: o.service.Body.SlotsGeneration, Cells: o.table.Encode(),
+		})
+		if err != nil {
+			return err
+		}
+	}
+	err := store.Put(tx, op, o.service)
+	if errors.Is(err, store.ErrExists) {
+		err = cloud.Exists("service", o.service.Body.Name)
+	}
+	if err == nil {
+		tx.AfterCommit(func() { b.news.look(o.service.ID, o.again) })
+	}
+	return err
+}
+
+// revise stores a service with what follows from its document.
+func (b *Balancers) revise(tx *store.Tx, op cloud.ID, s service) error {
+	h, err := readHosts(tx)
+	if err != nil {
+		return err
+	}
+	o, err := weigh(tx, s, h)
+	if err != nil {
+		return err
+	}
+	return b.put(tx, op, o)
+}
+
+func readHosts(tx *store.Tx) (hosts, error) {
+	h := hosts{unreachable: map[uint32]bool{}, numbers: map[string]uint32{}}
+	docs, err := store.List[store.HypervisorDoc](tx, "")
+	for _, d := range docs {
+		h.numbers[d.Body.Name] = d.Body.Number
+		if !d.Body.Joined {
+			continue
+		}
+		h.joined++
+		if d.Body.Unreachable {
+			h.unreachable[d.Body.Number] = true
+		}
+	}
+	return h, err
+}
+
+// PoolChanged brings the services before a pool in step with its members, in
+// the transaction that changed them: a member that runs becomes a backend, one
+// that does not any more is none. The change is noted as made for op, which
+// gets leave to remove what agents hold of those that go.
+func (b *Balancers) PoolChanged(_ context.Context, tx *store.Tx, pool, op cloud.ID) error {
+	users, err := tx.Referrers(store.Ref{Kind: store.KindPool, ID: pool})
+	if err != nil {
+		return err
+	}
+	for _, u := range users {
+		if u.Kind != store.KindService {
+			continue
+		}
+		s, err := store.Get[store.ServiceDoc](tx, "", u.ID)
+		if err == nil && serves(s) {
+			err = b.follow(tx, op, s)
+		}
+		if err != nil {
+			return fmt.Errorf("pool %s: %w", pool, err)
+		}
+	}
+	return nil
+}
+
+// follow makes the backends of a service those members of its pool that run.
+func (b *Balancers) follow(tx *store.Tx, op cloud.ID, s service) error {
+	members, err := membersOf(tx, s.Org, s.Body.InstancePool.ID)
+	if err != nil {
+		return err
+	}
+	var backends []store.BackendDoc
+	left := 0
+	for _, old := range s.Body.Backends {
+		if m, ok := members[old.Instance]; ok {
+			old.Host, old.Address = m.Body.HostNumber, m.Body.Address
+			backends = append(backends, old)
+			delete(members, old.Instance)
+			continue
+		}
+		left++
+		if err := tx.Free(store.NumberBackend, backendOwner(s.ID, old.Instance)); err != nil {
+			return err
+		}
+	}
+	fresh, err := b.join(tx, s, members)
+	if err != nil {
+		return err
+	}
+	s.Body.Backends = append(backends, fresh...)
+	if op != "" {
+		for _, i := range backendIntents(left) {
+			i.Operation = op
+			if err := tx.AddIntent(i); err != nil {
+				return err
+			}
+		}
+	}
+	return b.revise(tx, op, s)
+}
+
+// join makes backends of new members, in the order in which they were made.
+func (b *Balancers) join(tx *store.Tx, s service, members map[cloud.ID]store.Doc[store.InstanceDoc]) ([]store.BackendDoc, error) {
+	var fresh []store.BackendDoc
+	for id, m := range members {
+		number, err := tx.Allocate(store.NumberBackend, backendOwner(s.ID, id))
+		if err != nil {
+			return nil, err
+		}
+		fresh = append(fresh, store.BackendDoc{
+			Number: number, Instance: id, Host: m.Body.HostNumber, Address: m.Body.Address,
+			// Above what was ever said of the same number before.
+			Generation: s.Body.SlotsGeneration + 1,
+			Verdict:    store.VerdictInitial, State: store.BackendJoining, Since: tx.Now().UTC(),
+		})
+	}
+	slices.SortFunc(fresh, func(a, b store.BackendDoc) int { return int(a.Number) - int(b.Number) })
+	return fresh, nil
+}
+
+// membersOf lists the members of a pool that can be backends: those that run
+// and have a port.
+func membersOf(tx *store.Tx, org, pool cloud.ID) (map[cloud.ID]store.Doc[store.InstanceDoc], error) {
+	all, err := store.List[store.InstanceDoc](tx, org)
+	members := map[cloud.ID]store.Doc[store.InstanceDoc]{}
+	for _, i := range all {
+		d := i.Body
+		if d.Pool == pool && d.State == cloud.InstanceRunning && d.HostNumber != 0 && d.Port != 0 && d.Address.IsValid() {
+			members[i.ID] = i
+		}
+	}
+	return members, err
+}
+
+// HostsChanged brings all services in step with hypervisors that were found
+// reachable or not, in the transaction that found it.
+func (b *Balancers) HostsChanged(tx *store.Tx, found []store.Doc[store.HypervisorDoc]) error {
+	h, err := readHosts(tx)
+	if err != nil {
+		return err
+	}
+	concerned := map[uint32]bool{}
+	for _, d := range found {
+		concerned[d.Body.Number] = true
+	}
+	for n := range h.unreachable {
+		concerned[n] = true // the last loss may have made the others count, or not
+	}
+	services, err := store.List[store.ServiceDoc](tx, "")
+	if err != nil {
+		return err
+	}
+	for _, s := range services {
+		if !serves(s) || !slices.ContainsFunc(s.Body.Backends, func(b store.BackendDoc) bool { return concerned[b.Host] }) {
+			continue
+		}
+		o, err := weigh(tx, s, h)
+		if err == nil {
+			err = b.put(tx, "", o)
+		}
+		if err != nil {
+			return fmt.Errorf("service %s: %w", s.ID, err)
+		}
+	}
+	return nil
+}
