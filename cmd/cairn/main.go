@@ -16,12 +16,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"cairn/cloud/cli"
+	"cairn/dataplane/debug"
 	"cairn/test/lab"
 )
 
 // extra are the verbs that are no customer's: each package that has one hands over a
 // command.
-var extra = []*cobra.Command{lab.Command()}
+var extra = []*cobra.Command{lab.Command(), debug.Command()}
 
 // interrupted is the exit status of a command that a signal ended.
 const interrupted = 130
