@@ -80,7 +80,7 @@ func clientNamespace(lab string, i int) string {
 // ownNamespace matches every namespace that a lab of this name can have, those
 // of its instances included.
 func ownNamespace(lab string) *regexp.Regexp {
-	return regexp.MustCompile(`^` + regexp.QuoteMeta(lab) + `-(ctl|rtr|cli[0-9]+|hv[0-9]+(-i[0-9]+)?)$`)
+	return regexp.MustCompile(`^` + regexp.QuoteMeta(lab) + `-(ctl|rtr|cli[0-9]+|hv[0-9]+(-(i[0-9]+|svc))?)$`)
 }
 
 // uplinkAddresses gives both addresses of a hypervisor's /31, counted from 1.
