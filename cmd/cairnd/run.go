@@ -24,6 +24,8 @@ import (
 	"cairn/controlplane/api"
 	"cairn/controlplane/dist"
 	"cairn/controlplane/hypervisor"
+	"cairn/controlplane/instance"
+	"cairn/controlplane/loadbalancer"
 	"cairn/controlplane/operation"
 	"cairn/controlplane/pki"
 	"cairn/controlplane/securitygroup"
@@ -100,18 +102,27 @@ func (d *daemon) run(cmd *cobra.Command) error {
 	}
 
 	gate := operation.New(s, d.log, securitygroup.Noun)
+	instances := instance.New(s, gate)
+	if err := instances.Recover(ctx); err != nil {
+		return err
+	}
+	gate.Register(loadbalancer.Nouns...)
+	balancers := loadbalancer.New(s, gate, d.log)
 	hypervisors := hypervisor.New(s, d.log)
+	hypervisors.Changed = balancers.HostsChanged
 	agents, err := dist.New(dist.Config{
 		Store: s, Settler: gate, Log: d.log, Ledger: filepath.Join(d.state, "ledger"),
-		Desk:   &pki.Desk{Issuer: issuer, Registry: hypervisors.Registry(), Now: time.Now},
-		Events: hypervisor.Agents{Hypervisors: hypervisors},
+		Desk: &pki.Desk{Issuer: issuer, Registry: hypervisors.Registry(), Now: time.Now},
+		Events: hypervisor.Agents{Hypervisors: hypervisors, Reported: func(ctx context.Context, host string, reports []dist.Report) error {
+			return errors.Join(balancers.Reported(ctx, host, reports), instances.Report(ctx, host, reports))
+		}},
 	})
 	if err != nil {
 		return err
 	}
 	gate.Waiting, gate.Compacted = agents.Waiting, agents.Compact
 	handlers := api.Merge(api.Catalogue(zone.Name, d.publicURL), gate.Handlers(),
-		sshkey.Handlers(s, gate), antiaffinity.Handlers(s, gate), securitygroup.Handlers(s, gate))
+		sshkey.Handlers(s, gate), antiaffinity.Handlers(s, gate), securitygroup.Handlers(s, gate), instances.Handlers(), balancers.Handlers())
 	handler, err := api.New(api.Config{
 		Operations: served(handlers), Handlers: handlers, Keys: tenant.Keys{Store: s, Root: root},
 		Answers: gate, Waiter: gate, Audit: gate.Audit, Zone: zone.Name, PublicURL: d.publicURL, Logger: d.log,
@@ -124,6 +135,7 @@ func (d *daemon) run(cmd *cobra.Command) error {
 	group.Go(func() error { return gate.Run(ctx) })
 	group.Go(func() error { return s.Poll(ctx) })
 	group.Go(func() error { return agents.Run(ctx) })
+	group.Go(func() error { return balancers.Run(ctx) })
 	if forAgents != nil {
 		group.Go(func() error { return agents.Serve(ctx, forAgents) })
 	}

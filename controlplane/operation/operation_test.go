@@ -286,12 +286,12 @@ func TestDeadlines(t *testing.T) {
 	tight := b.mustCreate(func(p *Plan) { p.Tightens = true })
 	long := b.mustCreate(func(p *Plan) { p.Deadline = time.Hour })
 	b.pass(time.Minute - 1)
-	if err := b.expire(t.Context()); err != nil {
+	if err := b.Expire(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	b.want(loose.ID, cloud.OperationPending, "", "")
 	b.pass(1)
-	if err := b.expire(t.Context()); err != nil {
+	if err := b.Expire(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	b.want(loose.ID, cloud.OperationTimeout, cloud.ReasonUnavailable, "waiting for hv3, silent since")

@@ -135,7 +135,7 @@ func (g *Gate) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-deadlines.C:
-			err = g.expire(ctx)
+			err = g.Expire(ctx)
 		case <-cleaning.C:
 			err = g.clean(ctx)
 		}
@@ -166,9 +166,9 @@ func (g *Gate) resume(ctx context.Context) error {
 	return nil
 }
 
-// expire ends the operations whose time is over. The work goes on: only the
-// waiting ends.
-func (g *Gate) expire(ctx context.Context) error {
+// Expire ends the operations whose time is over. The work goes on: only the
+// waiting ends. Run calls it twice a second.
+func (g *Gate) Expire(ctx context.Context) error {
 	var overdue []store.Operation
 	err := g.store.Read(ctx, func(tx *store.Tx) (err error) { overdue, err = tx.Overdue(); return err })
 	if err != nil {

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package instance
+
+import (
+	"slices"
+
+	"cairn/cloud"
+	"cairn/cloud/wire"
+	"cairn/controlplane/replica"
+	"cairn/controlplane/securitygroup"
+	"cairn/controlplane/store"
+)
+
+// losses counts what hosts lose when instances leave them, by class of the
+// wire. Instances, ports and announcements are counted exactly. The others are
+// counted from above, since whether a host goes on needing a class or a member
+// can depend on everything else on it: a host that hosts the last instance of a
+// set of groups loses its policy, and may lose whoever is in the groups that
+// the policy's rules name.
+func losses(tx *store.Tx, leaving []*Doc) ([]store.Intent, error) {
+	l := loss{tx: tx, leaving: map[cloud.ID]bool{}, policies: map[uint32]bool{}, classes: map[uint32]bool{}, members: map[cloud.ID]bool{}}
+	for _, d := range leaving {
+		l.leaving[d.ID] = true
+	}
+	placed := 0
+	for _, d := range leaving {
+		if !replica.Placed(d.Body) {
+			continue
+		}
+		placed++
+		l.members[d.ID] = true
+		if err := l.class(*d); err != nil {
+			return nil, err
+		}
+	}
+	if placed == 0 {
+		return nil, nil
+	}
+	intents := []store.Intent{
+		{Class: wire.KindInstance.String(), Count: placed}, {Class: wire.KindPort.String(), Count: placed},
+		{Class: wire.KindAnnouncement.String(), Count: placed}, {Class: wire.KindMember.String(), Count: len(l.members)},
+	}
+	if len(l.policies) > 0 {
+		intents = append(intents, store.Intent{Class: wire.KindPolicy.String(), Count: len(l.policies)})
+	}
+	if len(l.classes) > 0 {
+		intents = append(intents, store.Intent{Class: wire.KindClass.String(), Count: len(l.classes)})
+	}
+	return intents, nil
+}
+
+type loss struct {
+	tx       *store.Tx
+	leaving  map[cloud.ID]bool
+	policies map[uint32]bool   // that leave a host
+	classes  map[uint32]bool   // that may leave one
+	members  map[cloud.ID]bool // the same
+}
+
+// class looks at what becomes of the class of an instance that leaves.
+func (l *loss) class(d Doc) error {
+	users, err := l.tx.Referrers(store.ClassRef(d.Body.SecurityGroups))
+	if err != nil {
+		return err
+	}
+	stays, anywhere := false, false
+	for _, u := range users {
+		if l.leaving[u.ID] {
+			continue
+		}
+		other, err := store.Get[store.InstanceDoc](l.tx, "", u.ID)
+		if err != nil {
+			return err
+		}
+		if replica.Placed(other.Body) {
+			anywhere = true
+			stays = stays || other.Body.HostNumber == d.Body.HostNumber
+		}
+	}
+	if !anywhere {
+		l.classes[d.Body.Class] = true
+	}
+	if stays || l.policies[d.Body.Class] {
+		return nil
+	}
+	l.policies[d.Body.Class] = true
+	for _, g := range d.Body.SecurityGroups {
+		if err := l.peers(d.Org, g.ID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// peers adds the members of the groups that a group's rules name, and their
+// classes: the host may be the last here that needs them.
+func (l *loss) peers(org, group cloud.ID) error {
+	g, err := securitygroup.Find(l.tx, org, group)
+	if err != nil {
+		return err
+	}
+	for _, peer := range slices.Compact(slices.Sorted(slices.Values(replica.Peers(g.Body)))) {
+		members, err := securitygroup.Members(l.tx, peer)
+		if err != nil {
+			return err
+		}
+		for _, id := range members {
+			d, err := store.Get[store.InstanceDoc](l.tx, "", id)
+			if err != nil {
+				return err
+			}
+			l.members[id], l.classes[d.Body.Class] = true, true
+		}
+	}
+	return nil
+}
