@@ -117,7 +117,7 @@ var commands = sync.OnceValues(func() (string, error) {
 	}
 	root := filepath.Dir(strings.TrimSpace(string(out)))
 	bin := filepath.Join(root, "bin")
-	cmd := exec.Command("go", "build", "-trimpath", "-o", bin+"/", "./cmd/...")
+	cmd := exec.Command("go", "build", "-o", bin+"/", "./cmd/...")
 	cmd.Dir = root
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {

@@ -89,8 +89,8 @@ func (c *Customer) Done(op *v3.Operation, err error) (v3.UUID, error) {
 	return op.Reference.ID, nil
 }
 
-// Instance asks for one machine.
-func (c *Customer) Instance(name string, antiAffinity, group v3.UUID) (v3.UUID, error) {
+// Launch asks for one instance.
+func (c *Customer) Launch(name string, antiAffinity, group v3.UUID) (v3.UUID, error) {
 	req := v3.CreateInstanceRequest{Name: name, DiskSize: 10, InstanceType: c.InstanceType, Template: c.Template}
 	if antiAffinity != "" {
 		req.AntiAffinityGroups = []v3.AntiAffinityGroup{{ID: antiAffinity}}
