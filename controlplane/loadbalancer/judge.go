@@ -76,6 +76,7 @@ func judge(backends []store.BackendDoc, h hosts, now time.Time) (after []store.B
 		case budget > 0:
 			budget--
 			state, b.Removed = store.BackendDraining, now
+			freed = sooner(freed, now.Add(removalPeriod))
 		default:
 			again = sooner(again, freed)
 		}

@@ -3,6 +3,7 @@
 package loadbalancer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -131,10 +132,10 @@ func (b *Balancers) follow(tx *store.Tx, op cloud.ID, s service) error {
 	var backends []store.BackendDoc
 	left := 0
 	for _, old := range s.Body.Backends {
-		if m, ok := members[old.Instance]; ok {
-			old.Host, old.Address = m.Body.HostNumber, m.Body.Address
+		if i := slices.IndexFunc(members, func(m member) bool { return m.ID == old.Instance }); i >= 0 {
+			old.Host, old.Address = members[i].Body.HostNumber, members[i].Body.Address
 			backends = append(backends, old)
-			delete(members, old.Instance)
+			members = slices.Delete(members, i, i+1)
 			continue
 		}
 		left++
@@ -158,36 +159,35 @@ func (b *Balancers) follow(tx *store.Tx, op cloud.ID, s service) error {
 	return b.revise(tx, op, s)
 }
 
-// join makes backends of new members, in the order in which they were made.
-func (b *Balancers) join(tx *store.Tx, s service, members map[cloud.ID]store.Doc[store.InstanceDoc]) ([]store.BackendDoc, error) {
+// join makes backends of new members.
+func (b *Balancers) join(tx *store.Tx, s service, members []member) ([]store.BackendDoc, error) {
 	var fresh []store.BackendDoc
-	for id, m := range members {
-		number, err := tx.Allocate(store.NumberBackend, backendOwner(s.ID, id))
+	for _, m := range members {
+		number, err := tx.Allocate(store.NumberBackend, backendOwner(s.ID, m.ID))
 		if err != nil {
 			return nil, err
 		}
 		fresh = append(fresh, store.BackendDoc{
-			Number: number, Instance: id, Host: m.Body.HostNumber, Address: m.Body.Address,
+			Number: number, Instance: m.ID, Host: m.Body.HostNumber, Address: m.Body.Address,
 			// Above what was ever said of the same number before.
 			Generation: s.Body.SlotsGeneration + 1,
 			Verdict:    store.VerdictInitial, State: store.BackendJoining, Since: tx.Now().UTC(),
 		})
 	}
-	slices.SortFunc(fresh, func(a, b store.BackendDoc) int { return int(a.Number) - int(b.Number) })
 	return fresh, nil
 }
 
+type member = store.Doc[store.InstanceDoc]
+
 // membersOf lists the members of a pool that can be backends: those that run
-// and have a port.
-func membersOf(tx *store.Tx, org, pool cloud.ID) (map[cloud.ID]store.Doc[store.InstanceDoc], error) {
+// and have a port, by its number.
+func membersOf(tx *store.Tx, org, pool cloud.ID) ([]member, error) {
 	all, err := store.List[store.InstanceDoc](tx, org)
-	members := map[cloud.ID]store.Doc[store.InstanceDoc]{}
-	for _, i := range all {
+	members := slices.DeleteFunc(all, func(i member) bool {
 		d := i.Body
-		if d.Pool == pool && d.State == cloud.InstanceRunning && d.HostNumber != 0 && d.Port != 0 && d.Address.IsValid() {
-			members[i.ID] = i
-		}
-	}
+		return d.Pool != pool || d.State != cloud.InstanceRunning || d.HostNumber == 0 || d.Port == 0 || !d.Address.IsValid()
+	})
+	slices.SortFunc(members, func(a, b member) int { return cmp.Compare(a.Body.Port, b.Body.Port) })
 	return members, err
 }
 
