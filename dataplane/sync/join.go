@@ -120,22 +120,19 @@ func (c *Client) renew(ctx context.Context, conn *grpc.ClientConn) error {
 	return nil
 }
 
-// renewals renews at half life while the connection lasts.
+// renewals renews at half life while the connection lasts, and never twice
+// within a minute, whatever the answers are.
 func (c *Client) renewals(ctx context.Context, conn *grpc.ClientConn) {
+	pause := time.Duration(0)
 	for {
-		at := time.Until(join.RenewAt(c.leaf().Leaf))
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(max(at, 0)):
+		case <-time.After(max(time.Until(join.RenewAt(c.leaf().Leaf)), pause)):
 		}
 		if err := c.renew(ctx, conn); err != nil && ctx.Err() == nil {
 			c.cfg.Log.Warn("certificate not renewed", "error", err)
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(time.Minute):
-			}
 		}
+		pause = time.Minute
 	}
 }
