@@ -66,6 +66,7 @@ const (
 	CtHost   = uint8(uplinkCtFlagCT_HOST)
 	CtFinIn  = uint8(uplinkCtFlagCT_FIN_IN)
 	CtFinOut = uint8(uplinkCtFlagCT_FIN_OUT)
+	CtAlias  = uint8(uplinkCtFlagCT_ALIAS)
 
 	// Behind the inner Ethernet header of a reachability question.
 	ReachAsk    = uint8(uplinkReachOpREACH_ASK)

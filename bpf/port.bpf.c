@@ -104,20 +104,29 @@ static __always_inline enum reason hop(struct __sk_buff *skb, const struct frame
 }
 
 /* instance:target-port → VIP:port, as the flow says. */
-static __always_inline enum reason rewrite_source(struct __sk_buff *skb, const struct frame *f, const struct ct *flow)
+static __always_inline enum reason rewrite_source(struct __sk_buff *skb, struct frame *f, const struct ct *flow)
 {
 	bool tcp = f->pkt.proto == IPPROTO_TCP;
 	__u32 check = f->pkt.l4 + (tcp ? offsetof(struct tcphdr, check) : offsetof(struct udphdr, check));
 	__u64 mangled = tcp ? 0 : BPF_F_MARK_MANGLED_0;
 	__be32 from = f->pkt.saddr, to = ip16_v4(&flow->vip);
-	__be16 port = flow->vip_port;
 
 	if (bpf_l4_csum_replace(skb, check, from, to, mangled | BPF_F_PSEUDO_HDR | 4) ||
-	    bpf_l4_csum_replace(skb, check, f->pkt.sport, port, mangled | 2) ||
-	    bpf_skb_store_bytes(skb, f->pkt.l4, &port, sizeof(port), 0) ||
+	    write_port(skb, f, offsetof(struct tcphdr, source), f->pkt.sport, flow->vip_port) ||
 	    bpf_l3_csum_replace(skb, IP_OFFSET(check), from, to, 4) ||
 	    bpf_skb_store_bytes(skb, IP_OFFSET(saddr), &to, sizeof(to), 0))
 		return REASON_MALFORMED;
+	f->pkt.saddr = to;
+	f->pkt.sport = flow->vip_port;
+	return REASON_NONE;
+}
+
+/* The port that the VM knows the client by → the client's own. */
+static __always_inline enum reason restore_port(struct __sk_buff *skb, struct frame *f, const struct ct *flow)
+{
+	if (write_port(skb, f, offsetof(struct tcphdr, dest), f->pkt.dport, flow->peer_port))
+		return REASON_MALFORMED;
+	f->pkt.dport = flow->peer_port;
 	return REASON_NONE;
 }
 
@@ -139,7 +148,7 @@ static __always_inline int to_neighbour(struct __sk_buff *skb, const struct fram
 
 	if (reason)
 		return drop(f, reason);
-	return to_port(skb, f, pc);
+	return to_port(skb, f, v, pc);
 }
 
 static __always_inline int to_uplink(struct __sk_buff *skb, const struct frame *f, const struct cfg *c)
@@ -172,11 +181,10 @@ static __always_inline int from_vm(struct __sk_buff *skb, struct frame *f, const
 	enum reason reason;
 
 	reason = depart(f, &v, pc);
-	if (!reason && v.flow.service) {
+	if (!reason && v.flow.service)
 		reason = rewrite_source(skb, f, &v.flow);
-		f->pkt.saddr = ip16_v4(&v.flow.vip);
-		f->pkt.sport = v.flow.vip_port;
-	}
+	if (!reason && v.flow.peer_port != f->pkt.dport)
+		reason = restore_port(skb, f, &v.flow);
 	if (!reason)
 		reason = hop(skb, f);
 	if (reason)
@@ -260,7 +268,7 @@ int svc_in(struct __sk_buff *skb)
 	reason = enter(&f, &v, pc);
 	if (reason)
 		return drop(&f, reason);
-	return to_port(skb, &f, pc);
+	return to_port(skb, &f, &v, pc);
 }
 
 /* Delete a port's expired flows; the agent runs it from a ticker, because a

@@ -197,7 +197,7 @@ int uplink_in(struct __sk_buff *skb)
 		reason = enter(&f, &v, pc);
 	if (reason)
 		return drop(&f, reason);
-	return to_port(skb, &f, pc);
+	return to_port(skb, &f, &v, pc);
 }
 
 char _license[] SEC("license") = "Apache-2.0";

@@ -97,6 +97,7 @@ const (
 	uplinkCtFlagCT_HOST    uplinkCtFlag = 1
 	uplinkCtFlagCT_FIN_IN  uplinkCtFlag = 2
 	uplinkCtFlagCT_FIN_OUT uplinkCtFlag = 4
+	uplinkCtFlagCT_ALIAS   uplinkCtFlag = 8
 )
 
 type uplinkCtKey struct {
@@ -106,7 +107,8 @@ type uplinkCtKey struct {
 	PeerPort uint16
 	OwnPort  uint16
 	Proto    uint8
-	Pad      [3]uint8
+	Alias    uint8
+	Pad      [2]uint8
 }
 
 type uplinkCtState uint32
@@ -262,59 +264,60 @@ const (
 type uplinkReason uint32
 
 const (
-	uplinkReasonREASON_NONE             uplinkReason = 0
-	uplinkReasonREASON_PASS_NOT_IPV4    uplinkReason = 1
-	uplinkReasonREASON_PASS_HOST        uplinkReason = 2
-	uplinkReasonREASON_PASS_OTHER_VNI   uplinkReason = 3
-	uplinkReasonREASON_PASS_OTHER_MAC   uplinkReason = 4
-	uplinkReasonREASON_SENT             uplinkReason = 10
-	uplinkReasonREASON_FORWARDED        uplinkReason = 11
-	uplinkReasonREASON_DELIVERED        uplinkReason = 12
-	uplinkReasonREASON_ECHOED           uplinkReason = 13
-	uplinkReasonREASON_PROBED           uplinkReason = 14
-	uplinkReasonREASON_TO_PORT          uplinkReason = 15
-	uplinkReasonREASON_TO_UPLINK        uplinkReason = 16
-	uplinkReasonREASON_TO_DOOR          uplinkReason = 17
-	uplinkReasonREASON_ARP_ANSWERED     uplinkReason = 18
-	uplinkReasonREASON_GUARD_ADMITTED   uplinkReason = 19
-	uplinkReasonREASON_REACH_ANSWERED   uplinkReason = 20
-	uplinkReasonREASON_REACHED          uplinkReason = 21
-	uplinkReasonREASON_MALFORMED        uplinkReason = 30
-	uplinkReasonREASON_NOT_IPV4         uplinkReason = 31
-	uplinkReasonREASON_FRAGMENT         uplinkReason = 32
-	uplinkReasonREASON_PROTOCOL         uplinkReason = 33
-	uplinkReasonREASON_OVERSIZE         uplinkReason = 34
-	uplinkReasonREASON_TTL              uplinkReason = 35
-	uplinkReasonREASON_BAD_SOURCE       uplinkReason = 36
-	uplinkReasonREASON_BAD_DESTINATION  uplinkReason = 37
-	uplinkReasonREASON_UNKNOWN_ENDPOINT uplinkReason = 50
-	uplinkReasonREASON_NO_SERVICE       uplinkReason = 51
-	uplinkReasonREASON_STALE_SERVICE    uplinkReason = 52
-	uplinkReasonREASON_NO_SLOT          uplinkReason = 53
-	uplinkReasonREASON_NO_BACKEND       uplinkReason = 54
-	uplinkReasonREASON_NO_NEXTHOP       uplinkReason = 55
-	uplinkReasonREASON_NO_LOCAL         uplinkReason = 56
-	uplinkReasonREASON_DRAINING         uplinkReason = 57
-	uplinkReasonREASON_VIP_ICMP         uplinkReason = 58
-	uplinkReasonREASON_NO_HEADROOM      uplinkReason = 59
-	uplinkReasonREASON_NO_META          uplinkReason = 60
-	uplinkReasonREASON_HOPS             uplinkReason = 61
-	uplinkReasonREASON_NO_PORT          uplinkReason = 70
-	uplinkReasonREASON_NO_POLICY        uplinkReason = 71
-	uplinkReasonREASON_POLICY_IN        uplinkReason = 72
-	uplinkReasonREASON_POLICY_OUT       uplinkReason = 73
-	uplinkReasonREASON_SPOOFED_MAC      uplinkReason = 74
-	uplinkReasonREASON_SPOOFED_IP       uplinkReason = 75
-	uplinkReasonREASON_SPOOFED_ARP      uplinkReason = 76
-	uplinkReasonREASON_ARP_IGNORED      uplinkReason = 77
-	uplinkReasonREASON_HOST_ADDRESS     uplinkReason = 78
-	uplinkReasonREASON_NO_CT            uplinkReason = 79
-	uplinkReasonREASON_CT_FULL          uplinkReason = 80
-	uplinkReasonREASON_CT_COLLISION     uplinkReason = 81
-	uplinkReasonREASON_NO_DOOR_FLOW     uplinkReason = 82
-	uplinkReasonREASON_GUARD            uplinkReason = 83
-	uplinkReasonREASON_NO_CONFIG        uplinkReason = 84
-	uplinkReasonREASON_MAX              uplinkReason = 96
+	uplinkReasonREASON_NONE               uplinkReason = 0
+	uplinkReasonREASON_PASS_NOT_IPV4      uplinkReason = 1
+	uplinkReasonREASON_PASS_HOST          uplinkReason = 2
+	uplinkReasonREASON_PASS_OTHER_VNI     uplinkReason = 3
+	uplinkReasonREASON_PASS_OTHER_MAC     uplinkReason = 4
+	uplinkReasonREASON_SENT               uplinkReason = 10
+	uplinkReasonREASON_FORWARDED          uplinkReason = 11
+	uplinkReasonREASON_DELIVERED          uplinkReason = 12
+	uplinkReasonREASON_ECHOED             uplinkReason = 13
+	uplinkReasonREASON_PROBED             uplinkReason = 14
+	uplinkReasonREASON_TO_PORT            uplinkReason = 15
+	uplinkReasonREASON_TO_UPLINK          uplinkReason = 16
+	uplinkReasonREASON_TO_DOOR            uplinkReason = 17
+	uplinkReasonREASON_ARP_ANSWERED       uplinkReason = 18
+	uplinkReasonREASON_GUARD_ADMITTED     uplinkReason = 19
+	uplinkReasonREASON_REACH_ANSWERED     uplinkReason = 20
+	uplinkReasonREASON_REACHED            uplinkReason = 21
+	uplinkReasonREASON_TO_PORT_TRANSLATED uplinkReason = 22
+	uplinkReasonREASON_MALFORMED          uplinkReason = 30
+	uplinkReasonREASON_NOT_IPV4           uplinkReason = 31
+	uplinkReasonREASON_FRAGMENT           uplinkReason = 32
+	uplinkReasonREASON_PROTOCOL           uplinkReason = 33
+	uplinkReasonREASON_OVERSIZE           uplinkReason = 34
+	uplinkReasonREASON_TTL                uplinkReason = 35
+	uplinkReasonREASON_BAD_SOURCE         uplinkReason = 36
+	uplinkReasonREASON_BAD_DESTINATION    uplinkReason = 37
+	uplinkReasonREASON_UNKNOWN_ENDPOINT   uplinkReason = 50
+	uplinkReasonREASON_NO_SERVICE         uplinkReason = 51
+	uplinkReasonREASON_STALE_SERVICE      uplinkReason = 52
+	uplinkReasonREASON_NO_SLOT            uplinkReason = 53
+	uplinkReasonREASON_NO_BACKEND         uplinkReason = 54
+	uplinkReasonREASON_NO_NEXTHOP         uplinkReason = 55
+	uplinkReasonREASON_NO_LOCAL           uplinkReason = 56
+	uplinkReasonREASON_DRAINING           uplinkReason = 57
+	uplinkReasonREASON_VIP_ICMP           uplinkReason = 58
+	uplinkReasonREASON_NO_HEADROOM        uplinkReason = 59
+	uplinkReasonREASON_NO_META            uplinkReason = 60
+	uplinkReasonREASON_HOPS               uplinkReason = 61
+	uplinkReasonREASON_NO_PORT            uplinkReason = 70
+	uplinkReasonREASON_NO_POLICY          uplinkReason = 71
+	uplinkReasonREASON_POLICY_IN          uplinkReason = 72
+	uplinkReasonREASON_POLICY_OUT         uplinkReason = 73
+	uplinkReasonREASON_SPOOFED_MAC        uplinkReason = 74
+	uplinkReasonREASON_SPOOFED_IP         uplinkReason = 75
+	uplinkReasonREASON_SPOOFED_ARP        uplinkReason = 76
+	uplinkReasonREASON_ARP_IGNORED        uplinkReason = 77
+	uplinkReasonREASON_HOST_ADDRESS       uplinkReason = 78
+	uplinkReasonREASON_NO_CT              uplinkReason = 79
+	uplinkReasonREASON_CT_FULL            uplinkReason = 80
+	uplinkReasonREASON_CT_COLLISION       uplinkReason = 81
+	uplinkReasonREASON_NO_DOOR_FLOW       uplinkReason = 82
+	uplinkReasonREASON_GUARD              uplinkReason = 83
+	uplinkReasonREASON_NO_CONFIG          uplinkReason = 84
+	uplinkReasonREASON_MAX                uplinkReason = 96
 )
 
 type uplinkRuleStat struct {

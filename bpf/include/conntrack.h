@@ -21,7 +21,10 @@ struct visit {
 	bool opening;	  /* a SYN, or any packet of UDP and ICMP */
 	bool host;	  /* it came through the door */
 	bool answer_only; /* it may belong to a flow, never open one */
+	bool translated;  /* key.peer_port is not the wire's */
+	bool new_alias;
 	__u16 match;
+	__be16 wire_port; /* the peer's, as the packet has it */
 	__u64 packets;
 	__u64 bytes;
 
@@ -186,7 +189,7 @@ static __always_inline enum reason begin(void *flows, const struct port_cfg *pc,
 	}
 	f->seen = now;
 	f->packets = v->packets;
-	f->peer_port = v->key.peer_port;
+	f->peer_port = v->wire_port;
 	f->match = v->match;
 	f->direction = v->direction;
 	f->state = CT_NEW;
@@ -212,6 +215,79 @@ static __always_inline bool is_replaceable(const struct ct *f, const struct visi
 	return v->opening && (is_ending(f) || f->state == CT_NEW);
 }
 
+/* The key of the alias of a flow that came as v did. */
+static __always_inline struct ct_key alias_of(const struct visit *v)
+{
+	struct ct_key alias = v->key;
+
+	alias.alias = 1;
+	alias.peer_port = v->wire_port;
+	if (v->flow.service) {
+		alias.own = v->flow.vip;
+		alias.own_port = v->flow.vip_port;
+	}
+	return alias;
+}
+
+#define TRANSLATION_TRIES 4
+
+/*
+ * Another live flow has the packet's tuple: give the VM another port of the
+ * client's, the one it saw before or a free one. The address the group sees
+ * stays.
+ */
+static __noinline enum reason translate(void *flows, struct visit *v, __u64 now)
+{
+	struct ct_key alias = alias_of(v);
+	struct ct *f = bpf_map_lookup_elem(flows, &alias);
+
+	v->translated = true;
+	if (f && !is_expired(f, alias.proto, now)) {
+		f->seen = now;
+		v->key.peer_port = f->peer_port;
+		return REASON_NONE;
+	}
+	for (int i = 0; i < TRANSLATION_TRIES; i++) {
+		v->key.peer_port = bpf_htons(32768 | (bpf_get_prandom_u32() & 0x7fff));
+		f = bpf_map_lookup_elem(flows, &v->key);
+		if (f && !is_expired(f, alias.proto, now))
+			continue;
+		v->new_alias = true;
+		return REASON_NONE;
+	}
+	return REASON_CT_COLLISION;
+}
+
+/* Have the next packet find the flow that v has just begun: its record again,
+ * as an alias, under the tuple of the wire. There is no stack for a second. */
+static __noinline enum reason remember_alias(void *flows, struct visit *v)
+{
+	struct ct_key alias = alias_of(v);
+	__u8 flags = v->flow.flags, state = v->flow.state;
+	bool full;
+
+	v->flow.flags = CT_ALIAS;
+	v->flow.state = CT_ESTABLISHED;
+	v->flow.peer_port = v->key.peer_port;
+	full = bpf_map_update_elem(flows, &alias, &v->flow, BPF_ANY);
+	v->flow.flags = flags;
+	v->flow.state = state;
+	v->flow.peer_port = v->wire_port;
+	return full ? REASON_CT_FULL : REASON_NONE;
+}
+
+/* The flow under v's key, unless it is over or the packet begins it anew. */
+static __always_inline struct ct *find(void *flows, const struct visit *v, __u64 now)
+{
+	struct ct *f = bpf_map_lookup_elem(flows, &v->key);
+
+	if (f && is_expired(f, v->key.proto, now))
+		return NULL;
+	if (f && v->tcp_flags & TCP_SYN && v->opening && is_ending(f))
+		return NULL;
+	return f;
+}
+
 /*
  * Account the packet to its flow at the port and judge it. REASON_NONE admits
  * it and leaves the flow in v->flow; anything else is why it drops. No caller
@@ -229,18 +305,19 @@ __noinline enum reason track(struct visit *v, const struct port_cfg *pc)
 	flows = flows_of(v->port);
 	if (!flows)
 		return REASON_NO_CT;
-	f = bpf_map_lookup_elem(flows, &v->key);
-	if (f && is_expired(f, v->key.proto, now))
-		f = NULL;
-	if (f && v->tcp_flags & TCP_SYN && v->opening && is_ending(f))
-		f = NULL;
+	f = find(flows, v, now);
 	if (f && v->direction == DIRECTION_IN && !is_same_service(f, v)) {
-		if (!is_replaceable(f, v))
-			return REASON_CT_COLLISION;
-		f = NULL;
+		bool replaced = is_replaceable(f, v);
+
+		reason = replaced ? REASON_NONE : translate(flows, v, now);
+		if (reason)
+			return reason;
+		f = replaced ? NULL : find(flows, v, now);
 	}
 	if (!f) {
 		reason = begin(flows, pc, v, now);
+		if (!reason && v->new_alias)
+			reason = remember_alias(flows, v);
 		if (!reason)
 			count_rule(v->flow.rule, v);
 		return reason;

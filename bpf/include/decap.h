@@ -137,6 +137,18 @@ static __always_inline enum verdict weigh(const struct trip *t, bool known, __u3
 	return VERDICT_DELIVER;
 }
 
+/* Another flow has the tuple: is this one there under a translated port? */
+static __always_inline bool has_alias(void *flows, struct ct_key key, const struct svc *s)
+{
+	struct ct *f;
+
+	key.alias = 1;
+	key.own = s->vip;
+	key.own_port = s->port;
+	f = bpf_map_lookup_elem(flows, &key);
+	return f && !is_expired(f, key.proto, bpf_ktime_get_ns());
+}
+
 /*
  * Does this port know the flow as one of this service? A SYN on an
  * ending flow begins a new one, so for it that flow is not known.
@@ -151,9 +163,9 @@ static __noinline bool is_known(const struct ct_key *key, __u32 port, const stru
 	f = bpf_map_lookup_elem(flows, key);
 	if (!f || is_expired(f, key->proto, bpf_ktime_get_ns()))
 		return false;
-	if (syn && is_ending(f))
-		return false;
-	return f->service == s->id && f->vip_port == s->port;
+	if (f->service != s->id || f->vip_port != s->port)
+		return has_alias(flows, *key, s);
+	return !(syn && is_ending(f));
 }
 
 static __always_inline bool is_known_here(const struct trip *t)

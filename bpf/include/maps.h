@@ -224,14 +224,20 @@ struct rule_stat {
 	__u64 bytes; /* of IP */
 };
 
-/* What the VM sees, whatever the wire says. */
+/*
+ * What the VM sees, whatever the wire says. Two services, or a service and the
+ * instance's own address, can give one client the same tuple; then the later
+ * flow's peer_port is another one here, and an alias finds it: peer and VIP:port
+ * (or the instance's) as on the wire.
+ */
 struct ct_key {
 	struct ip16 peer;
 	struct ip16 own;
 	__be16 peer_port; /* ICMP: the echo id, in both ports */
 	__be16 own_port;
 	__u8 proto;
-	__u8 pad[3];
+	__u8 alias; /* 1: the tuple on the wire of a flow whose port is translated */
+	__u8 pad[2];
 };
 
 enum ct_state {
@@ -247,6 +253,7 @@ enum ct_flag {
 	CT_HOST = 1, /* opened by the host through its door */
 	CT_FIN_IN = 2,
 	CT_FIN_OUT = 4,
+	CT_ALIAS = 8, /* no flow: peer_port is the one the VM sees */
 };
 
 struct ct {

@@ -112,7 +112,7 @@ static __always_inline enum reason enter(const struct frame *f, struct visit *v,
 {
 	v->key.peer = ip16_of(f->pkt.saddr);
 	v->key.own = ip16_of(f->pkt.daddr);
-	v->key.peer_port = f->pkt.sport;
+	v->key.peer_port = v->wire_port = f->pkt.sport;
 	v->key.own_port = f->pkt.dport;
 	v->direction = DIRECTION_IN;
 	fill_visit(v, f);
@@ -124,7 +124,7 @@ static __always_inline enum reason depart(const struct frame *f, struct visit *v
 {
 	v->key.peer = ip16_of(f->pkt.daddr);
 	v->key.own = ip16_of(f->pkt.saddr);
-	v->key.peer_port = f->pkt.dport;
+	v->key.peer_port = v->wire_port = f->pkt.dport;
 	v->key.own_port = f->pkt.sport;
 	v->direction = DIRECTION_OUT;
 	fill_visit(v, f);
@@ -140,11 +140,26 @@ static __always_inline long write_macs(struct __sk_buff *skb, const __u8 *dst, c
 	return bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0);
 }
 
-/* Out of the host's side of a port's device, into the VM. */
-static __always_inline int to_port(struct __sk_buff *skb, const struct frame *f, const struct port_cfg *pc)
+/* Change one port of TCP or UDP; offset is the field's in the L4 header. */
+static __always_inline long write_port(struct __sk_buff *skb, const struct frame *f, __u32 offset, __be16 from,
+				       __be16 to)
 {
+	bool tcp = f->pkt.proto == IPPROTO_TCP;
+	__u32 check = f->pkt.l4 + (tcp ? offsetof(struct tcphdr, check) : offsetof(struct udphdr, check));
+
+	return bpf_l4_csum_replace(skb, check, from, to, (tcp ? 0 : BPF_F_MARK_MANGLED_0) | 2) ||
+	       bpf_skb_store_bytes(skb, f->pkt.l4 + offset, &to, sizeof(to), 0);
+}
+
+/* Out of the host's side of a port's device, into the VM. v is what enter made
+ * of the packet. */
+static __always_inline int to_port(struct __sk_buff *skb, const struct frame *f, const struct visit *v,
+				   const struct port_cfg *pc)
+{
+	if (v->translated && write_port(skb, f, offsetof(struct tcphdr, source), v->wire_port, v->key.peer_port))
+		return drop(f, REASON_MALFORMED);
 	if (write_macs(skb, pc->mac, pc->gateway_mac))
 		return drop(f, REASON_MALFORMED);
 	skb->mark = GUARD_MARK;
-	return redirected(f, bpf_redirect(pc->ifindex, 0), REASON_TO_PORT);
+	return redirected(f, bpf_redirect(pc->ifindex, 0), v->translated ? REASON_TO_PORT_TRANSLATED : REASON_TO_PORT);
 }

@@ -17,18 +17,19 @@ enum reason {
 	REASON_PASS_OTHER_MAC = 4, /* a frame for another station, flooded */
 
 	/* Done as meant. */
-	REASON_SENT = 10,	    /* encapsulated towards a backend, left */
-	REASON_FORWARDED = 11,	    /* handed on to the other owner of its slot */
-	REASON_DELIVERED = 12,	    /* rewritten and noted for uplink_in */
-	REASON_ECHOED = 13,	    /* answered a ping to a VIP */
-	REASON_PROBED = 14,	    /* the self-test's own packet, wherever it went */
-	REASON_TO_PORT = 15,	    /* redirected to a local port */
-	REASON_TO_UPLINK = 16,	    /* left a port for the network */
-	REASON_TO_DOOR = 17,	    /* reply to one of the host's own services */
-	REASON_ARP_ANSWERED = 18,   /* the gateway answered */
-	REASON_GUARD_ADMITTED = 19, /* a marked frame entered its port */
-	REASON_REACH_ANSWERED = 20, /* another host asked whether it reaches us */
-	REASON_REACHED = 21,	    /* another host answered that we reach it */
+	REASON_SENT = 10,		/* encapsulated towards a backend, left */
+	REASON_FORWARDED = 11,		/* handed on to the other owner of its slot */
+	REASON_DELIVERED = 12,		/* rewritten and noted for uplink_in */
+	REASON_ECHOED = 13,		/* answered a ping to a VIP */
+	REASON_PROBED = 14,		/* the self-test's own packet, wherever it went */
+	REASON_TO_PORT = 15,		/* redirected to a local port */
+	REASON_TO_UPLINK = 16,		/* left a port for the network */
+	REASON_TO_DOOR = 17,		/* reply to one of the host's own services */
+	REASON_ARP_ANSWERED = 18,	/* the gateway answered */
+	REASON_GUARD_ADMITTED = 19,	/* a marked frame entered its port */
+	REASON_REACH_ANSWERED = 20,	/* another host asked whether it reaches us */
+	REASON_REACHED = 21,		/* another host answered that we reach it */
+	REASON_TO_PORT_TRANSLATED = 22, /* the same, the client's port changed */
 
 	/* Not a packet we take. */
 	REASON_MALFORMED = 30,	     /* shorter than its headers say */
@@ -66,7 +67,7 @@ enum reason {
 	REASON_HOST_ADDRESS = 78, /* towards underlay, management or host */
 	REASON_NO_CT = 79,	  /* the port has no flow table */
 	REASON_CT_FULL = 80,	  /* the port's quota of flows is used up */
-	REASON_CT_COLLISION = 81, /* another service's live flow has the tuple */
+	REASON_CT_COLLISION = 81, /* the tuple is another live flow's, no port is free */
 	REASON_NO_DOOR_FLOW = 82, /* towards the door, answering nothing */
 	REASON_GUARD = 83,	  /* unmarked frame towards a port */
 	REASON_NO_CONFIG = 84,	  /* cfg was never written */
