@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"runtime"
 	"sync"
 	"testing"
 
@@ -441,4 +442,17 @@ func (w *world) sweep(port uint32) bpf.Sweep {
 		w.Fatalf("ct_sweep answers %d", code)
 	}
 	return s
+}
+
+// pinned runs f on one CPU, for counters that each CPU has of its own.
+func (w *world) pinned(f func()) {
+	w.Helper()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var all, one unix.CPUSet
+	must(w.T, unix.SchedGetaffinity(0, &all))
+	one.Set(0)
+	must(w.T, unix.SchedSetaffinity(0, &one))
+	f()
+	must(w.T, unix.SchedSetaffinity(0, &all))
 }

@@ -13,6 +13,7 @@ type (
 	Nexthop   = uplinkNexthop
 	Stat      = uplinkStat
 	Vtep      = uplinkVtep
+	Refusals  = uplinkRefusals
 	Reach     = uplinkReach
 	LocalKey  = uplinkLocalKey
 	Local     = uplinkLocal

@@ -136,7 +136,7 @@ func TestSizesOfRecords(t *testing.T) {
 		"backend_stat": {4, 32}, "vteps": {4, 8}, "vtep_seen": {4, 16}, "local": {8, 24}, "fdb": {12, 4}, "port_cfg": {4, 64},
 		"ifindex_port": {4, 4}, "addr_ok": {20, 4}, "addr_port": {16, 4}, "prefixes": {20, 4}, "members": {20, 4},
 		"cidr": {24, 4}, "peer_bm": {12, 8}, "cidr_bm": {12, 8}, "port_bounds": {12, 260}, "port_bm": {16, 8},
-		"rule_ids": {8, 256}, "rule_stats": {4, 16}, "ct_est": {4, 4}, "ct_swept": {4, 8},
+		"rule_ids": {8, 256}, "rule_stats": {4, 16}, "ct_est": {4, 4}, "ct_swept": {4, 8}, "refusals": {4, 16},
 	} {
 		if m := declared[name]; m == nil || m.KeySize != want[0] || m.ValueSize != want[1] {
 			t.Errorf("%s: %v, want key %d, value %d", name, m, want[0], want[1])

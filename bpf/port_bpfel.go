@@ -95,6 +95,7 @@ type portMapSpecs struct {
 	PortCfg     *ebpf.MapSpec `ebpf:"port_cfg"`
 	Prefixes    *ebpf.MapSpec `ebpf:"prefixes"`
 	Reasons     *ebpf.MapSpec `ebpf:"reasons"`
+	Refusals    *ebpf.MapSpec `ebpf:"refusals"`
 	RuleIds     *ebpf.MapSpec `ebpf:"rule_ids"`
 	RuleStats   *ebpf.MapSpec `ebpf:"rule_stats"`
 	Slots       *ebpf.MapSpec `ebpf:"slots"`
@@ -170,6 +171,7 @@ type portMaps struct {
 	PortCfg     *ebpf.Map `ebpf:"port_cfg"`
 	Prefixes    *ebpf.Map `ebpf:"prefixes"`
 	Reasons     *ebpf.Map `ebpf:"reasons"`
+	Refusals    *ebpf.Map `ebpf:"refusals"`
 	RuleIds     *ebpf.Map `ebpf:"rule_ids"`
 	RuleStats   *ebpf.Map `ebpf:"rule_stats"`
 	Slots       *ebpf.Map `ebpf:"slots"`
@@ -205,6 +207,7 @@ func (m *portMaps) Close() error {
 		m.PortCfg,
 		m.Prefixes,
 		m.Reasons,
+		m.Refusals,
 		m.RuleIds,
 		m.RuleStats,
 		m.Slots,

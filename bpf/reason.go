@@ -77,6 +77,7 @@ const (
 	ReasonReachAnswered    = uplinkReasonREASON_REACH_ANSWERED
 	ReasonReached          = uplinkReasonREASON_REACHED
 	ReasonToPortTranslated = uplinkReasonREASON_TO_PORT_TRANSLATED
+	ReasonRefused          = uplinkReasonREASON_REFUSED
 	ReasonMalformed        = uplinkReasonREASON_MALFORMED
 	ReasonNotIPv4          = uplinkReasonREASON_NOT_IPV4
 	ReasonFragment         = uplinkReasonREASON_FRAGMENT

@@ -282,6 +282,7 @@ const (
 	uplinkReasonREASON_REACH_ANSWERED     uplinkReason = 20
 	uplinkReasonREASON_REACHED            uplinkReason = 21
 	uplinkReasonREASON_TO_PORT_TRANSLATED uplinkReason = 22
+	uplinkReasonREASON_REFUSED            uplinkReason = 23
 	uplinkReasonREASON_MALFORMED          uplinkReason = 30
 	uplinkReasonREASON_NOT_IPV4           uplinkReason = 31
 	uplinkReasonREASON_FRAGMENT           uplinkReason = 32
@@ -319,6 +320,12 @@ const (
 	uplinkReasonREASON_NO_CONFIG          uplinkReason = 84
 	uplinkReasonREASON_MAX                uplinkReason = 96
 )
+
+type uplinkRefusals struct {
+	_     structs.HostLayout
+	Since uint64
+	Sent  uint64
+}
 
 type uplinkRuleStat struct {
 	_       structs.HostLayout
@@ -459,6 +466,7 @@ type uplinkMapSpecs struct {
 	PortCfg     *ebpf.MapSpec `ebpf:"port_cfg"`
 	Prefixes    *ebpf.MapSpec `ebpf:"prefixes"`
 	Reasons     *ebpf.MapSpec `ebpf:"reasons"`
+	Refusals    *ebpf.MapSpec `ebpf:"refusals"`
 	RuleIds     *ebpf.MapSpec `ebpf:"rule_ids"`
 	RuleStats   *ebpf.MapSpec `ebpf:"rule_stats"`
 	Slots       *ebpf.MapSpec `ebpf:"slots"`
@@ -536,6 +544,7 @@ type uplinkMaps struct {
 	PortCfg     *ebpf.Map `ebpf:"port_cfg"`
 	Prefixes    *ebpf.Map `ebpf:"prefixes"`
 	Reasons     *ebpf.Map `ebpf:"reasons"`
+	Refusals    *ebpf.Map `ebpf:"refusals"`
 	RuleIds     *ebpf.Map `ebpf:"rule_ids"`
 	RuleStats   *ebpf.Map `ebpf:"rule_stats"`
 	Slots       *ebpf.Map `ebpf:"slots"`
@@ -571,6 +580,7 @@ func (m *uplinkMaps) Close() error {
 		m.PortCfg,
 		m.Prefixes,
 		m.Reasons,
+		m.Refusals,
 		m.RuleIds,
 		m.RuleStats,
 		m.Slots,

@@ -11,6 +11,8 @@ import (
 
 	"cairn/bpf"
 	"cairn/bpf/packet"
+
+	"github.com/cilium/ebpf"
 )
 
 // hashOf is the hash of a packet to the test's services, as the kernel's
@@ -363,7 +365,7 @@ func TestSecondHop(t *testing.T) {
 	forward := func(hop uint8) verdict {
 		return verdict{bpf.ReasonForwarded, packet.Tag{Hop: hop, Other: backend12}}
 	}
-	refuse := verdict{reason: bpf.ReasonDraining}
+	refuse := verdict{reason: bpf.ReasonRefused}
 	syn, ack := packet.TCP(client, vip).SYN(), packet.TCP(client, vip).ACK()
 	synack, udp := packet.TCP(client, vip).SYN().ACK(), packet.UDP(client, vip)
 
@@ -446,7 +448,10 @@ func TestSecondHop(t *testing.T) {
 				case bpf.ReasonForwarded:
 					w.same("forwarded", out, tunnelTo(hash, c.want.tag).Wrap(in.TTL(63)))
 				}
-				want := map[bpf.Reason]uint32{bpf.ReasonDelivered: xdpPass, bpf.ReasonForwarded: xdpTX, bpf.ReasonDraining: xdpDrop}
+				if c.want.reason == bpf.ReasonRefused {
+					w.same("refused", out, in.Reply().RST().ACK().Acknowledge(1).Window(0).Bytes())
+				}
+				want := map[bpf.Reason]uint32{bpf.ReasonDelivered: xdpPass, bpf.ReasonForwarded: xdpTX, bpf.ReasonRefused: xdpTX}
 				if action != want[c.want.reason] {
 					t.Fatalf("action %d", action)
 				}
@@ -487,9 +492,34 @@ func TestRefusedByAllOwnersEnds(t *testing.T) {
 	w.owners(backend12, backend13)
 	w.local(port5, backend12, bpf.LocalDraining)
 	w.local(port6, backend13, bpf.LocalDraining)
-	w.expect(moved{bpf.ReasonDraining: 1}, func() {
-		if action, _ := w.xdp(fromRouter(packet.TCP(client, vip).SYN()).Bytes()); action != xdpDrop {
+	syn := fromRouter(packet.TCP(client, vip).SYN().Sequence(0xffffffff).Payload([]byte("early")))
+	w.expect(moved{bpf.ReasonRefused: 1}, func() {
+		action, out := w.xdp(syn.Bytes())
+		if action != xdpTX {
 			t.Fatalf("action %d", action)
 		}
+		w.same("RST", out, fromRouter(packet.TCP(client, vip)).Reply().RST().ACK().Window(0).Bytes())
 	})
+	w.expect(moved{bpf.ReasonDraining: 1}, func() { // there is no room for the answer
+		w.xdp(syn.Options([]byte{1, 1, 1, 0}).Bytes())
+	})
+}
+
+// RSTs have a rate: a flood is dropped.
+func TestRefusalsAreLimited(t *testing.T) {
+	w := newWorld(t)
+	w.owners(backend12, 0)
+	w.local(port5, backend12, bpf.LocalDraining)
+	perCPU := make([]bpf.Refusals, ebpf.MustPossibleCPU())
+	for i := range perCPU {
+		perCPU[i] = bpf.Refusals{Since: now(), Sent: 999}
+	}
+	w.put("refusals", uint32(0), perCPU)
+	in := fromRouter(packet.TCP(client, vip).SYN()).Bytes()
+	run := &ebpf.RunOptions{Data: in, Repeat: 1}
+	for _, want := range []bpf.Reason{bpf.ReasonRefused, bpf.ReasonDraining} {
+		w.expect(moved{want: 1}, func() {
+			w.pinned(func() { _, err := w.progs["uplink"].Run(run); must(t, err) })
+		})
+	}
 }

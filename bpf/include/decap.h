@@ -4,6 +4,7 @@
 #include "conntrack.h"
 #include "nlb.h"
 #include "reach.h"
+#include "refuse.h"
 
 /*
  * Between hosts a load-balanced packet travels as VXLAN: the inner destination
@@ -322,6 +323,16 @@ static __always_inline int deliver(struct xdp_md *ctx, struct trip *t)
 	return end_trip(t, XDP_PASS, REASON_DELIVERED);
 }
 
+/* No owner takes the SYN. */
+static __always_inline int refuse(struct xdp_md *ctx, const struct cfg *c, const struct trip *t)
+{
+	enum reason reason = may_refuse() ? reset(ctx, c, &t->pkt) : REASON_DRAINING;
+
+	if (reason)
+		return end_trip(t, XDP_DROP, reason);
+	return end_trip(t, XDP_TX, REASON_REFUSED);
+}
+
 static __always_inline void count_handed_on(const struct trip *t)
 {
 	__u32 id = t->svc->id;
@@ -357,7 +368,7 @@ static __always_inline int travel(struct xdp_md *ctx, const struct cfg *c, struc
 		if (verdict == VERDICT_DELIVER)
 			return deliver(ctx, t);
 		if (verdict == VERDICT_REFUSE)
-			return end_trip(t, XDP_DROP, REASON_DRAINING);
+			return refuse(ctx, c, t);
 		here = t->backend;
 		t->backend = next;
 		t->other = here;

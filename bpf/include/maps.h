@@ -274,6 +274,11 @@ struct ct {
 	__u8 pad[3];
 };
 
+struct refusals {
+	__u64 since; /* CLOCK_MONOTONIC ns: the current second's begin */
+	__u64 sent;
+};
+
 #define META_SCHEMA 1
 
 /* What the loader and the agent remember beside the maps. */
@@ -614,3 +619,11 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } ct_swept SEC(".maps");
+
+/* Written by uplink: RSTs sent in the current second, per CPU. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct refusals);
+} refusals SEC(".maps");

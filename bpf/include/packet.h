@@ -79,6 +79,14 @@ static __always_inline struct cursor skb_cursor(struct __sk_buff *skb)
 	return c;
 }
 
+/* Shorten the frame to length; also a frame that is no longer than that. */
+static __always_inline long cut(struct xdp_md *ctx, int length)
+{
+	int have = ctx->data_end - ctx->data;
+
+	return have > length ? bpf_xdp_adjust_tail(ctx, length - have) : 0;
+}
+
 /* The metadata that lies in front of the packet: from data_meta to data. */
 static __always_inline struct cursor skb_meta(struct __sk_buff *skb)
 {

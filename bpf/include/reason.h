@@ -30,6 +30,7 @@ enum reason {
 	REASON_REACH_ANSWERED = 20,	/* another host asked whether it reaches us */
 	REASON_REACHED = 21,		/* another host answered that we reach it */
 	REASON_TO_PORT_TRANSLATED = 22, /* the same, the client's port changed */
+	REASON_REFUSED = 23,		/* a new flow that nobody takes: answered with a RST */
 
 	/* Not a packet we take. */
 	REASON_MALFORMED = 30,	     /* shorter than its headers say */
@@ -49,7 +50,7 @@ enum reason {
 	REASON_NO_BACKEND = 54,	      /* the slot is empty or names no known backend */
 	REASON_NO_NEXTHOP = 55,	      /* the next hop's MAC is not known */
 	REASON_NO_LOCAL = 56,	      /* the backend is not on this host (any more) */
-	REASON_DRAINING = 57,	      /* new flow to a draining backend, nobody else */
+	REASON_DRAINING = 57,	      /* the same, beyond the rate of RSTs */
 	REASON_VIP_ICMP = 58,	      /* ICMP to a VIP that is not an echo request */
 	REASON_NO_HEADROOM = 59,      /* the driver gave no room for headers */
 	REASON_NO_META = 60,	      /* the driver gave no room for the note */

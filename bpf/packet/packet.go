@@ -52,11 +52,13 @@ type Packet struct {
 	options        []byte
 	payload        []byte
 	noChecksum     bool
+	seq, ack       uint32
+	window         uint16
 }
 
 func base(src, dst netip.AddrPort, proto uint8) Packet {
 	return Packet{
-		src: src, dst: dst, proto: proto, ttl: 64, etherType: TypeIPv4,
+		src: src, dst: dst, proto: proto, ttl: 64, window: 65535, etherType: TypeIPv4,
 		srcMAC: MAC("02:00:00:00:00:01"), dstMAC: MAC("02:00:00:00:00:02"),
 	}
 }
@@ -98,6 +100,15 @@ func (p Packet) FIN() Packet { p.flags |= FIN; return p }
 
 // RST sets the flag.
 func (p Packet) RST() Packet { p.flags |= RST; return p }
+
+// Sequence sets TCP's sequence number.
+func (p Packet) Sequence(n uint32) Packet { p.seq = n; return p }
+
+// Acknowledge sets TCP's acknowledgement number.
+func (p Packet) Acknowledge(n uint32) Packet { p.ack = n; return p }
+
+// Window sets TCP's window.
+func (p Packet) Window(n uint16) Packet { p.window = n; return p }
 
 // MACs sets the Ethernet addresses.
 func (p Packet) MACs(src, dst string) Packet {
@@ -184,7 +195,9 @@ func (p Packet) l4() []byte {
 	case ProtoTCP:
 		h = make([]byte, 20)
 		h[12], h[13] = 5<<4, p.flags
-		binary.BigEndian.PutUint16(h[14:], 65535)
+		binary.BigEndian.PutUint32(h[4:], p.seq)
+		binary.BigEndian.PutUint32(h[8:], p.ack)
+		binary.BigEndian.PutUint16(h[14:], p.window)
 		check = 16
 	case ProtoUDP:
 		h = make([]byte, 8)

@@ -56,7 +56,7 @@ type Maps struct {
 	PortCfg, IfindexPort, AddrOk, AddrPort, Prefixes  *ebpf.Map
 	Members, Cidr, PeerBm, CidrBm, PortBounds, PortBm *ebpf.Map
 	RuleIds, RuleStats                                *ebpf.Map
-	CtEst, CtSwept                                    *ebpf.Map
+	CtEst, CtSwept, Refusals                          *ebpf.Map
 }
 
 func (m *Maps) byName() map[string]**ebpf.Map {
@@ -70,7 +70,7 @@ func (m *Maps) byName() map[string]**ebpf.Map {
 		"members": &m.Members, "cidr": &m.Cidr, "peer_bm": &m.PeerBm, "cidr_bm": &m.CidrBm,
 		"port_bounds": &m.PortBounds, "port_bm": &m.PortBm,
 		"rule_ids": &m.RuleIds, "rule_stats": &m.RuleStats,
-		"ct_est": &m.CtEst, "ct_swept": &m.CtSwept,
+		"ct_est": &m.CtEst, "ct_swept": &m.CtSwept, "refusals": &m.Refusals,
 	}
 }
 
