@@ -3,12 +3,12 @@
 package compile
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
 	"time"
-
-	"github.com/zeebo/xxh3"
 
 	"cairn/cloud"
 	"cairn/cloud/wire"
@@ -45,10 +45,14 @@ func (c *Compiler) lbNodes() []*replica.Host {
 // moves no other. Draining nodes come last: rank 0 is the one that never
 // withdraws by itself.
 func (c *Compiler) announcersOf(vip netip.Addr) []uint32 {
+	if ranked, ok := c.ranked[vip]; ok {
+		return slices.Clone(ranked)
+	}
 	nodes := c.lbNodes()
 	weight := make(map[uint32]uint64, len(nodes))
 	for _, h := range nodes {
-		weight[h.Body.Number] = xxh3.HashString(vip.String() + "\x00" + string(h.ID))
+		sum := sha256.Sum256([]byte(vip.String() + "\x00" + string(h.ID)))
+		weight[h.Body.Number] = binary.LittleEndian.Uint64(sum[:])
 	}
 	ranked := slices.Clone(nodes)
 	slices.SortFunc(ranked, func(a, b *replica.Host) int {
@@ -70,7 +74,8 @@ func (c *Compiler) announcersOf(vip netip.Addr) []uint32 {
 	for i, h := range ranked {
 		numbers[i] = h.Body.Number
 	}
-	return numbers
+	c.ranked[vip] = numbers
+	return slices.Clone(numbers)
 }
 
 // spread takes n of the ranked hosts: each round one of every failure domain,

@@ -81,11 +81,12 @@ type Compiler struct {
 	zone     string
 	audience map[uint32][]uint32
 	nodes    []*replica.Host // LB nodes, once asked for
+	ranked   map[netip.Addr][]uint32
 }
 
 // New makes a compiler for a snapshot of the zone called zone.
 func New(snap replica.Snapshot, zone string) *Compiler {
-	return &Compiler{snap: snap, zone: zone, audience: map[uint32][]uint32{}}
+	return &Compiler{snap: snap, zone: zone, audience: map[uint32][]uint32{}, ranked: map[netip.Addr][]uint32{}}
 }
 
 // Items of an owner, none if it is gone or has nothing to be held yet. An

@@ -494,27 +494,11 @@ func (b *bench) inStep(agents ...*agent) {
 		number := numberOf(a.name)
 		var said, expected digests
 		deadline := time.Now().Add(20 * time.Second)
-		for {
-			shelf := b.server.shelf
-			shelf.mu.RLock()
-			expected = shelf.expected(number)
-			at := shelf.revision
-			session := shelf.sessions[number]
-			shelf.mu.RUnlock()
-			a.mu.Lock()
-			said = a.sums()
-			a.mu.Unlock()
-			if said == expected && at == b.revision() && session != nil && func() bool {
-				session.mu.Lock()
-				defer session.mu.Unlock()
-				return session.inStep()
-			}() {
-				break
-			}
+		for !b.settled(a, number, &said, &expected) {
 			if time.Now().After(deadline) {
 				b.Fatalf("%s holds %v, should hold %v", a.name, said, expected)
 			}
-			<-time.After(2 * time.Millisecond)
+			<-time.After(5 * time.Millisecond)
 		}
 		a.mu.Lock()
 		if a.disorder > 0 {
@@ -522,6 +506,26 @@ func (b *bench) inStep(agents ...*agent) {
 		}
 		a.mu.Unlock()
 	}
+}
+
+// settled reports whether an agent's session has nothing to send, and holds
+// what it should.
+func (b *bench) settled(a *agent, number uint32, said, expected *digests) bool {
+	shelf := b.server.shelf
+	shelf.mu.RLock()
+	at, session := shelf.revision, shelf.sessions[number]
+	*expected = shelf.expected(number)
+	shelf.mu.RUnlock()
+	if session == nil || at != b.revision() {
+		return false
+	}
+	session.mu.Lock()
+	idle := session.inStep()
+	session.mu.Unlock()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	*said = a.sums()
+	return idle && *said == *expected
 }
 
 func (b *bench) revision() uint64 {
@@ -581,17 +585,18 @@ func instanceID(n int) cloud.ID { return cloud.ID(fmt.Sprintf("instance-%03d", n
 // instance stores an instance of a group on an agent's host.
 func (b *bench) instance(n int, at *agent, group int) cloud.ID {
 	b.Helper()
-	number := numberOf(at.name)
-	return b.commit(false, func(tx *store.Tx, op cloud.ID) error {
-		doc := store.Doc[store.InstanceDoc]{ID: instanceID(n), Org: "org", Generation: 1}
-		doc.Body.ID, doc.Body.Name, doc.Body.State = doc.ID, string(doc.ID), cloud.InstanceRunning
-		doc.Body.HostNumber, doc.Body.Port, doc.Body.Class = number, uint32(n), uint32(group)
-		doc.Body.Wanted, doc.Body.Driver, doc.Body.Command = store.WantedRunning, "netns", "echo"
-		doc.Body.Address = netip.AddrFrom4([4]byte{198, 51, byte(n >> 8), byte(n)})
-		doc.Body.MAC = fmt.Sprintf("02:ca:00:00:%02x:%02x", n>>8, n&255)
-		doc.Body.SecurityGroups = []cloud.Ref{{ID: groupID(group)}}
-		return store.Put(tx, op, doc)
-	})
+	return b.commit(false, func(tx *store.Tx, op cloud.ID) error { return putInstance(tx, op, n, numberOf(at.name), group) })
+}
+
+func putInstance(tx *store.Tx, op cloud.ID, n int, host uint32, group int) error {
+	doc := store.Doc[store.InstanceDoc]{ID: instanceID(n), Org: "org", Generation: 1}
+	doc.Body.ID, doc.Body.Name, doc.Body.State = doc.ID, string(doc.ID), cloud.InstanceRunning
+	doc.Body.HostNumber, doc.Body.Port, doc.Body.Class = host, uint32(n), uint32(group)
+	doc.Body.Wanted, doc.Body.Driver, doc.Body.Command = store.WantedRunning, "netns", "echo"
+	doc.Body.Address = netip.AddrFrom4([4]byte{198, 51, byte(n >> 8), byte(n)})
+	doc.Body.MAC = fmt.Sprintf("02:ca:00:00:%02x:%02x", n>>8, n&255)
+	doc.Body.SecurityGroups = []cloud.Ref{{ID: groupID(group)}}
+	return store.Put(tx, op, doc)
 }
 
 // deleted removes instances, with the intent that goes with it.

@@ -401,9 +401,13 @@ func TestHundredAgents(t *testing.T) {
 	}
 	b.inStep(agents...)
 	b.group(1, 80)
-	for n, a := range agents {
-		b.instance(n+1, a, 1)
-	}
+	b.commit(false, func(tx *store.Tx, op cloud.ID) error {
+		var all []error
+		for n, a := range agents {
+			all = append(all, putInstance(tx, op, n+1, numberOf(a.name), 1))
+		}
+		return errors.Join(all...)
+	})
 	b.inStep(agents...)
 	var slowest time.Duration
 	for n := range 20 {
