@@ -299,6 +299,16 @@ func (r *rig) startSpeaker(flags ...string) {
 		"--local-as", "65001", "--peer-as", "65000", "--router-id", hostEnd.String(), "--peer", routerEnd.String()}, flags...)...)
 }
 
+// memory is the speaker's resident set.
+func (r *rig) memory() string {
+	r.t.Helper()
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.speaker.Process.Pid))
+	must(r.t, err)
+	_, rest, _ := strings.Cut(string(data), "VmRSS:")
+	line, _, _ := strings.Cut(rest, "\n")
+	return strings.TrimSpace(line)
+}
+
 func (r *rig) status() (announce.Status, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()

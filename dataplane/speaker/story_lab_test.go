@@ -69,6 +69,7 @@ func TestRouterSeesTheDataplane(t *testing.T) {
 		r.addPort(9)
 		r.fib(labPort.Prefix, true)
 
+		t.Logf("memory of the speaker: %s", r.memory())
 		if s, err = r.status(); err != nil || s.Sessions[0].Flaps != 0 || s.Sessions[0].Rejected == 0 {
 			t.Errorf("sessions after all this: %+v, %v; want 0 flaps and the router's route rejected", s.Sessions, err)
 		}
