@@ -129,7 +129,7 @@ func (d *dirty) service(id uint32, cause wire.Key) {
 }
 
 func (d *dirty) needing(key wire.Key) {
-	for _, unit := range d.have.Needing(map[string]bool{key.String(): true}) {
+	for _, unit := range d.have.Needing(key.String()) {
 		d.add(unit, key)
 	}
 }

@@ -63,8 +63,10 @@ func (k drainKey) key() wire.Key {
 }
 
 type drains struct {
-	since map[drainKey]time.Time // when it was first seen
-	told  map[drainKey]bool
+	of     table.Mark             // the view that wanted is of
+	wanted map[drainKey]uint32    // former owners here, and their ports
+	since  map[drainKey]time.Time // when it was first seen
+	told   map[drainKey]bool
 }
 
 // former lists the owners before of a view's slots whose port is on this host,
@@ -94,15 +96,17 @@ func (a *Agent) drain(d *drains, now time.Time) {
 	if view.Mark() != programmed {
 		return // nothing is said of a table that is not in force
 	}
-	wanted := former(view, a.self(view))
+	if d.wanted == nil || d.of != view.Mark() {
+		d.of, d.wanted = view.Mark(), former(view, a.self(view))
+	}
 	for k := range d.since {
-		if _, ok := wanted[k]; !ok {
+		if _, ok := d.wanted[k]; !ok {
 			delete(d.since, k)
 			delete(d.told, k)
 			a.client.Forget(k.key())
 		}
 	}
-	for k, port := range wanted {
+	for k, port := range d.wanted {
 		if _, ok := d.since[k]; !ok {
 			d.since[k] = now
 		}

@@ -64,18 +64,20 @@ func Apply(store Store, have *Image, units []Unit, steps []Step, faults []Fault)
 		case reason != "":
 			failed = append(failed, Fault{u.Name, reason})
 			// Half of it may be written: it names what it named and what it wants.
-			for _, need := range u.Needs {
-				if !slices.Contains(have.needs[u.Name], need) {
-					have.needs[u.Name] = append(slices.Clone(have.needs[u.Name]), need)
-				}
-			}
+			have.need(u.Name, union(have.needs[u.Name], u.Needs))
 		case len(u.Want) == 0:
-			delete(have.needs, u.Name)
+			have.need(u.Name, nil)
 		default:
-			have.needs[u.Name] = u.Needs
+			have.need(u.Name, u.Needs)
 		}
 	}
 	return later, failed
+}
+
+func union(a, b []string) []string {
+	all := slices.Concat(a, b)
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // Release does the frees whose grace period has passed, but for entries that a

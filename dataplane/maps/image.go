@@ -21,12 +21,13 @@ type held struct {
 type Image struct {
 	entries [mapEnd]map[string]held
 	units   map[string]map[ID]bool
-	needs   map[string][]string
+	needs   map[string][]string        // unit → what it needs
+	needers map[string]map[string]bool // the reverse
 }
 
 // NewImage makes an empty one.
 func NewImage() *Image {
-	im := &Image{units: map[string]map[ID]bool{}, needs: map[string][]string{}}
+	im := &Image{units: map[string]map[ID]bool{}, needs: map[string][]string{}, needers: map[string]map[string]bool{}}
 	for m := range im.entries {
 		im.entries[m] = map[string]held{}
 	}
@@ -67,16 +68,30 @@ func (im *Image) Of(unit string) []Entry {
 // Units lists the names of all units.
 func (im *Image) Units() []string { return slices.Sorted(maps.Keys(im.units)) }
 
-// Needing lists the units that need one of the given.
-func (im *Image) Needing(names map[string]bool) []string {
-	var out []string
-	for unit, needs := range im.needs {
-		if slices.ContainsFunc(needs, func(n string) bool { return names[n] }) {
-			out = append(out, unit)
+// Needing lists the units that need a unit.
+func (im *Image) Needing(name string) []string {
+	return slices.Sorted(maps.Keys(im.needers[name]))
+}
+
+// need records what a unit needs from now on.
+func (im *Image) need(unit string, needs []string) {
+	for _, n := range im.needs[unit] {
+		delete(im.needers[n], unit)
+		if len(im.needers[n]) == 0 {
+			delete(im.needers, n)
 		}
 	}
-	slices.Sort(out)
-	return out
+	if len(needs) == 0 {
+		delete(im.needs, unit)
+		return
+	}
+	im.needs[unit] = needs
+	for _, n := range needs {
+		if im.needers[n] == nil {
+			im.needers[n] = map[string]bool{}
+		}
+		im.needers[n][unit] = true
+	}
 }
 
 // Free tells whether nothing holds the entry, not even one that is on its way
