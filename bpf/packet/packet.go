@@ -89,6 +89,9 @@ func MAC(s string) net.HardwareAddr {
 	return mac
 }
 
+// Flags sets all of TCP's flags.
+func (p Packet) Flags(flags uint8) Packet { p.flags = flags; return p }
+
 // SYN sets the flag, as do the others.
 func (p Packet) SYN() Packet { p.flags |= SYN; return p }
 
