@@ -4,6 +4,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"os"
 	"strconv"
 	"sync"
@@ -19,6 +20,7 @@ import (
 type crashAid struct {
 	after uint64
 	count string
+	death uint64
 }
 
 func crashAidFromEnv() crashAid {
@@ -26,8 +28,17 @@ func crashAidFromEnv() crashAid {
 	return crashAid{after: after, count: os.Getenv("CAIRN_COMMIT_COUNT")}
 }
 
-// committed counts a commit, and tells those who wait for changes.
-func (s *Store) committed() {
+// ErrDead: the store has played dead since the commit that WithDeath named.
+var ErrDead = errors.New("killed after its commit")
+
+// WithDeath lets a store play dead from its nth commit on: the commit stands,
+// nobody hears of it, and nothing is answered any more. It is for tests that
+// stop a control plane at every commit without a process for each.
+func WithDeath(n uint64) Option { return func(s *Store) { s.aid.death = n } }
+
+// committed counts a commit, and tells those who wait for changes; ErrDead if
+// there is nobody to tell them.
+func (s *Store) committed() error {
 	n := s.commits.Add(1)
 	if s.aid.count != "" {
 		if err := os.WriteFile(s.aid.count, []byte(strconv.FormatUint(n, 10)), 0o600); err != nil {
@@ -38,7 +49,12 @@ func (s *Store) committed() {
 		syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {} // the signal is on its way; nothing may be answered meanwhile
 	}
+	if n == s.aid.death {
+		s.dead.Store(true)
+		return ErrDead
+	}
 	s.hints.tell()
+	return nil
 }
 
 // hints tells subscribers that something was committed.

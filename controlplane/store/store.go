@@ -66,6 +66,7 @@ type Store struct {
 	zone   Zone // read once, after Init or at Open
 
 	commits  atomic.Uint64
+	dead     atomic.Bool // plays dead, in tests
 	aid      crashAid
 	patience time.Duration // for the writer
 	hints    hints
@@ -117,6 +118,9 @@ func (s *Store) Commits() uint64 { return s.commits.Load() }
 // Read calls fn with a transaction that sees one state of the store and
 // writes nothing.
 func (s *Store) Read(ctx context.Context, fn func(*Tx) error) error {
+	if s.dead.Load() {
+		return ErrDead
+	}
 	t, err := s.readers.BeginTx(ctx, s.dialect.readOptions())
 	if err != nil {
 		return fmt.Errorf("begin read: %w", s.dialect.classify(err))
@@ -161,6 +165,9 @@ func (s *Store) writeOnce(ctx context.Context, fn func(*Tx) error) (Revision, er
 		return 0, err
 	}
 	defer conn.Close()
+	if s.dead.Load() {
+		return 0, ErrDead
+	}
 	t, err := conn.BeginTx(ctx, s.dialect.writeOptions())
 	if err != nil {
 		return 0, fmt.Errorf("begin write: %w", s.dialect.classify(err))
@@ -183,7 +190,9 @@ func (s *Store) writeOnce(ctx context.Context, fn func(*Tx) error) (Revision, er
 	if err := t.Commit(); err != nil {
 		return 0, fmt.Errorf("commit: %w", s.dialect.classify(err))
 	}
-	s.committed()
+	if err := s.committed(); err != nil {
+		return 0, err
+	}
 	for _, fn := range tx.after {
 		fn()
 	}
