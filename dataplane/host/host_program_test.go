@@ -22,6 +22,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 const port5, backend12, service7 = uint32(5), uint32(12), uint32(7)
@@ -367,5 +368,26 @@ func TestPingOfTheVIP(t *testing.T) {
 	}
 	if got := reasons(t, h)[bpf.ReasonEchoed]; got != 2 {
 		t.Errorf("%d pings answered, want 2", got)
+	}
+}
+
+func TestEnsureBPFFS(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a", "b")
+	must(t, host.EnsureBPFFS(dir))
+	defer unix.Unmount(dir, 0)
+	must(t, host.EnsureBPFFS(dir)) // again: no second mount
+	var st unix.Statfs_t
+	must(t, unix.Statfs(dir, &st))
+	if st.Type != unix.BPF_FS_MAGIC {
+		t.Errorf("%s is of type %#x", dir, st.Type)
+	}
+	must(t, unix.Unmount(dir, 0))
+	if err := unix.Unmount(dir, 0); err == nil {
+		t.Error("it was mounted twice")
+	}
+	// A folder of pins that is on no bpffs is refused.
+	_, err := host.Open(host.Config{Pins: t.TempDir(), Uplink: "lo", Endpoint: netip.MustParseAddr(endpoint)})
+	if err == nil || !strings.Contains(err.Error(), "bpffs") {
+		t.Errorf("opened: %v", err)
 	}
 }

@@ -39,21 +39,31 @@ func (p pins) make() error {
 	return nil
 }
 
-// EnsureBPFFS mounts a bpffs on path, which is made if need be, unless path
-// already is on one.
+// standardBPFFS is where systems mount theirs. It lies in sysfs, where nobody
+// can make folders until it is mounted.
+const standardBPFFS = "/sys/fs/bpf"
+
+// EnsureBPFFS makes path a folder on a bpffs: under /sys/fs/bpf on the one that
+// belongs there, elsewhere on one of its own. What is missing is mounted.
 func EnsureBPFFS(path string) error {
-	if err := os.MkdirAll(path, 0o700); err != nil {
+	mount := path
+	if within, err := filepath.Rel(standardBPFFS, path); err == nil && filepath.IsLocal(within) {
+		mount = standardBPFFS
+	}
+	if err := os.MkdirAll(mount, 0o700); err != nil {
 		return fmt.Errorf("make the mount point: %w", err)
 	}
 	var st unix.Statfs_t
-	if err := unix.Statfs(path, &st); err != nil {
-		return fmt.Errorf("look at %s: %w", path, err)
+	if err := unix.Statfs(mount, &st); err != nil {
+		return fmt.Errorf("look at %s: %w", mount, err)
 	}
-	if st.Type == unix.BPF_FS_MAGIC {
-		return nil
+	if st.Type != unix.BPF_FS_MAGIC {
+		if err := unix.Mount("bpf", mount, "bpf", 0, "mode=0700"); err != nil {
+			return fmt.Errorf("mount a bpffs on %s: %w", mount, err)
+		}
 	}
-	if err := unix.Mount("bpf", path, "bpf", 0, "mode=0700"); err != nil {
-		return fmt.Errorf("mount a bpffs on %s: %w", path, err)
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return fmt.Errorf("make %s: %w", path, err)
 	}
 	return nil
 }
