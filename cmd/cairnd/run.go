@@ -28,6 +28,8 @@ import (
 	"cairn/controlplane/loadbalancer"
 	"cairn/controlplane/operation"
 	"cairn/controlplane/pki"
+	"cairn/controlplane/pool"
+	"cairn/controlplane/program"
 	"cairn/controlplane/securitygroup"
 	"cairn/controlplane/sshkey"
 	"cairn/controlplane/store"
@@ -103,11 +105,14 @@ func (d *daemon) run(cmd *cobra.Command) error {
 
 	gate := operation.New(s, d.log, securitygroup.Noun)
 	instances := instance.New(s, gate)
+	pools := pool.New(s, gate, instances)
+	worker := program.NewWorker(program.Config{Tasks: s.Tasks(), Owner: "cairnd", Done: pools.Done, Log: d.log})
+	gate.Register(loadbalancer.Nouns...)
+	balancers := loadbalancer.New(s, gate, d.log)
+	pools.Follower, pools.Wake = balancers, worker.Wake
 	if err := instances.Recover(ctx); err != nil {
 		return err
 	}
-	gate.Register(loadbalancer.Nouns...)
-	balancers := loadbalancer.New(s, gate, d.log)
 	hypervisors := hypervisor.New(s, d.log)
 	hypervisors.Changed = balancers.HostsChanged
 	agents, err := dist.New(dist.Config{
@@ -122,7 +127,7 @@ func (d *daemon) run(cmd *cobra.Command) error {
 	}
 	gate.Waiting, gate.Compacted = agents.Waiting, agents.Compact
 	handlers := api.Merge(api.Catalogue(zone.Name, d.publicURL), gate.Handlers(),
-		sshkey.Handlers(s, gate), antiaffinity.Handlers(s, gate), securitygroup.Handlers(s, gate), instances.Handlers(), balancers.Handlers())
+		sshkey.Handlers(s, gate), antiaffinity.Handlers(s, gate), securitygroup.Handlers(s, gate), instances.Handlers(), pools.Handlers(), balancers.Handlers())
 	handler, err := api.New(api.Config{
 		Operations: served(handlers), Handlers: handlers, Keys: tenant.Keys{Store: s, Root: root},
 		Answers: gate, Waiter: gate, Audit: gate.Audit, Zone: zone.Name, PublicURL: d.publicURL, Logger: d.log,
@@ -134,6 +139,7 @@ func (d *daemon) run(cmd *cobra.Command) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return gate.Run(ctx) })
 	group.Go(func() error { return s.Poll(ctx) })
+	group.Go(func() error { worker.Run(ctx); return nil })
 	group.Go(func() error { return agents.Run(ctx) })
 	group.Go(func() error { return balancers.Run(ctx) })
 	if forAgents != nil {

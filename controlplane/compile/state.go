@@ -158,7 +158,8 @@ func (s *State) Apply(b replica.Batch) Result {
 }
 
 // concerned are the owners to compile, each with the operations behind it: of
-// those, one that deleted something comes first.
+// those, the last one that may remove something comes first, for what it removes
+// is counted among its intents.
 func (s *State) concerned(b replica.Batch) ([]Owner, map[Owner][]cloud.ID) {
 	var list owners
 	why := map[Owner][]cloud.ID{}
@@ -167,7 +168,7 @@ func (s *State) concerned(b replica.Batch) ([]Owner, map[Owner][]cloud.ID) {
 			list.add(o)
 			switch {
 			case c.Operation == "" || slices.Contains(why[o], c.Operation):
-			case c.Deleted:
+			case c.Deleted || len(b.Intents[c.Operation]) > 0:
 				why[o] = slices.Insert(why[o], 0, c.Operation)
 			default:
 				why[o] = append(why[o], c.Operation)

@@ -38,7 +38,7 @@ func (i *Instances) want(ctx context.Context, c api.Call, e fsm.Event, wanted st
 			return plan, err
 		}
 		if r.Verdict == fsm.Ignored {
-			plan.UnderWay, err = i.underWay(tx, d)
+			plan.UnderWay, err = i.UnderWay(tx, d)
 			plan.Unchanged = plan.UnderWay == ""
 			return plan, err
 		}
@@ -86,7 +86,7 @@ func (i *Instances) delete(ctx context.Context, c api.Call) (any, error) {
 		}
 		plan := operation.Plan{Subject: d.Ref()}
 		if state(d) == destroying {
-			if plan.UnderWay, err = i.underWay(tx, d); err != nil || plan.UnderWay != "" {
+			if plan.UnderWay, err = i.UnderWay(tx, d); err != nil || plan.UnderWay != "" {
 				return plan, err
 			}
 			// Its operation has ended before it: this one waits in its place.
@@ -105,9 +105,7 @@ func (i *Instances) delete(ctx context.Context, c api.Call) (any, error) {
 		if d.Body.Pool == "" || i.Manager == nil {
 			return plan, nil
 		}
-		more, err := i.Manager.Leaves(tx, op, d)
-		plan.Intents = append(plan.Intents, more...)
-		return plan, err
+		return plan, i.Manager.Leaves(tx, op, d)
 	})
 }
 

@@ -33,8 +33,8 @@ type Doc = store.Doc[store.InstanceDoc]
 // transaction that moves them.
 type Manager interface {
 	// Leaves is told that a customer deletes a member, which has just been marked
-	// destroying, and returns what else goes with it.
-	Leaves(tx *store.Tx, op cloud.ID, member Doc) ([]store.Intent, error)
+	// destroying.
+	Leaves(tx *store.Tx, op cloud.ID, member Doc) error
 	// Moved is told the new state of members; of one that is destroyed nothing is
 	// stored any more. why says in words what is wrong with them, if anything is.
 	Moved(tx *store.Tx, op cloud.ID, why string, members ...Doc) error
@@ -159,9 +159,9 @@ var bringing = map[fsm.State][]string{
 	starting: {"create-instance", "start-instance"}, stopping: {"stop-instance"}, destroying: {"delete-instance"},
 }
 
-// underWay finds the operation that does to an instance what is asked for once
+// UnderWay finds the operation that does to an instance what is asked for once
 // more: one of its own, or that of its pool; "" if there is none.
-func (i *Instances) underWay(tx *store.Tx, d Doc) (cloud.ID, error) {
+func (i *Instances) UnderWay(tx *store.Tx, d Doc) (cloud.ID, error) {
 	pending, err := tx.Pending(d.Ref())
 	if err != nil {
 		return "", err

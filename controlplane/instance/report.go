@@ -190,7 +190,7 @@ func (i *Instances) Recover(ctx context.Context) error {
 			if state(d) != destroying {
 				continue
 			}
-			op, err := i.underWay(tx, d)
+			op, err := i.UnderWay(tx, d)
 			if err != nil {
 				return err
 			}
