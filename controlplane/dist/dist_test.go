@@ -186,6 +186,17 @@ func TestRefusalFailsItsOperation(t *testing.T) {
 	if o, _ := b.outcome(good); !o.OK {
 		t.Errorf("not refused: %+v", o)
 	}
+	if all := b.server.Sessions(); len(all) != 1 || len(all[0].Refused) != 1 || all[0].Refused[policy(1)] == "" {
+		t.Errorf("sessions %+v", all)
+	}
+	a.mu.Lock()
+	clear(a.refuses)
+	a.mu.Unlock()
+	b.group(1, 82)
+	b.inStep(a)
+	if all := b.server.Sessions(); len(all[0].Refused) != 0 || !all[0].InStep {
+		t.Errorf("mended: %+v", all)
+	}
 }
 
 func TestSilence(t *testing.T) {
@@ -211,6 +222,7 @@ func TestSilence(t *testing.T) {
 		b.eventually("both wait for hv3", func() bool {
 			return b.server.Waiting(loose) == "hv3" && b.server.Waiting(tight) == "hv3"
 		})
+		b.eventually("nothing more of it is on its way", func() bool { return b.quietFor("hv3") > time.Second/4 })
 		b.offset.Add(int64(leaseGrace + leaseLife))
 		b.eventually("hv3 is lost", heard("hv3 lost"))
 		b.eventually("what loosens does not wait", func() bool { o, _ := b.outcome(loose); return o.OK })
@@ -229,6 +241,13 @@ func TestSilence(t *testing.T) {
 	b.eventually("hv1 says that its uplink is down", heard("hv1 alive, uplink down true"))
 }
 
+// quietFor is how long nothing was heard of an agent.
+func (b *bench) quietFor(name string) time.Duration {
+	b.server.leaseMu.Lock()
+	defer b.server.leaseMu.Unlock()
+	return b.now().Sub(b.server.leases[name].last)
+}
+
 // TestMostAreSilent: when most leases end together nobody is declared lost.
 func TestMostAreSilent(t *testing.T) {
 	b := newBench(t)
@@ -236,13 +255,9 @@ func TestMostAreSilent(t *testing.T) {
 	b.inStep(agents...)
 	agents[1].stopped(func() {
 		agents[2].stopped(func() {
+			b.eventually("nothing more of theirs is on its way", func() bool { return b.quietFor("hv2") > time.Second/4 && b.quietFor("hv3") > time.Second/4 })
 			b.offset.Add(int64(leaseGrace + leaseLife))
-			b.eventually("the server sees it", func() bool {
-				b.server.leaseMu.Lock()
-				defer b.server.leaseMu.Unlock()
-				l := b.server.leases["hv1"]
-				return b.now().Sub(l.last) < time.Second
-			})
+			b.eventually("the server sees it", func() bool { return b.quietFor("hv1") < time.Second })
 			<-time.After(3 * leaseTick)
 			b.mu.Lock()
 			defer b.mu.Unlock()

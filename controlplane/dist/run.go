@@ -145,7 +145,9 @@ func (s *Server) follow(ctx context.Context, zone store.Zone, book *ledger, stat
 		if batch.Full || slices.ContainsFunc(batch.Changes, func(c store.Change) bool { return c.Kind == store.KindHypervisor }) {
 			s.meet(batch.After)
 		}
-		s.tracker.Begin(changesOf(batch, result)...) // before an agent can acknowledge it
+		if err := s.expect(ctx, batch, result, state); err != nil { // before an agent can acknowledge it
+			s.config.Log.Error("operations may wait in vain", "error", err)
+		}
 		if err := book.note(result, intentsOf(result, batch)); err != nil {
 			s.config.Log.Error("what is told to agents will be forgotten", "error", err)
 		}
@@ -156,6 +158,16 @@ func (s *Server) follow(ctx context.Context, zone store.Zone, book *ledger, stat
 			}
 		}
 	}
+}
+
+// expect waits for the agents that have to acknowledge a batch. When the log was
+// compacted under our feet, nobody knows which operations are in it.
+func (s *Server) expect(ctx context.Context, batch replica.Batch, result compile.Result, state *compile.State) error {
+	if batch.Full {
+		return s.rebuild(ctx, batch, result, state, true)
+	}
+	s.tracker.Begin(changesOf(batch, result)...)
+	return nil
 }
 
 // intentsOf are those of operations that remove something.

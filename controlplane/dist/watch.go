@@ -3,15 +3,46 @@
 package dist
 
 import (
+	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"time"
 
+	"cairn/cloud/wire"
 	"cairn/controlplane/replica"
 )
 
 // leaseTick is how often leases are looked at.
 const leaseTick = 200 * time.Millisecond
+
+// Session is what there is to know of an agent's stream.
+type Session struct {
+	Agent    string
+	Number   uint32
+	Revision uint64              // that the agent has once all is delivered
+	OnTheWay int                 // deltas that it has not acknowledged
+	Waiting  int                 // items that will go with the next one
+	InStep   bool                // neither
+	Refused  map[wire.Key]string // items that it cannot hold, with its reasons
+}
+
+// Sessions lists the streams by the numbers of their hypervisors.
+func (s *Server) Sessions() []Session {
+	s.shelf.mu.RLock()
+	defer s.shelf.mu.RUnlock()
+	all := make([]Session, 0, len(s.shelf.sessions))
+	for _, one := range s.shelf.sessions {
+		one.mu.Lock()
+		all = append(all, Session{
+			Agent: one.name, Number: one.number, Revision: one.sent, OnTheWay: len(one.unacked),
+			Waiting: len(one.dirty), InStep: one.inStep(), Refused: maps.Clone(one.refused),
+		})
+		one.mu.Unlock()
+	}
+	slices.SortFunc(all, func(a, b Session) int { return cmp.Compare(a.Number, b.Number) })
+	return all
+}
 
 // heard notes a sign of life that is not a status, and that the agent holds
 // all that it should.
