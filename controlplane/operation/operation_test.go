@@ -312,9 +312,10 @@ func TestWait(t *testing.T) {
 	b := newBench(t)
 	b.join()
 	op := b.mustCreate(nil)
+	b.Waiting = func(cloud.ID) string { return "hv3" }
 	short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if got, err := b.Wait(short, op.ID); err != nil || got.State != cloud.OperationPending {
+	if got, err := b.Wait(short, op.ID); err != nil || got.State != cloud.OperationPending || got.Message != "waiting for hv3" {
 		t.Errorf("after its time: %+v %v", got, err)
 	}
 	type end struct {

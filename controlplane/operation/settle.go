@@ -287,5 +287,11 @@ func (g *Gate) read(ctx context.Context, org, id cloud.ID) (*cloud.Operation, er
 	if err != nil {
 		return nil, err
 	}
-	return shape(op), nil
+	shown := shape(op)
+	if !op.State.Final() && g.Waiting != nil {
+		if who := g.Waiting(id); who != "" {
+			shown.Message = "waiting for " + who
+		}
+	}
+	return shown, nil
 }
