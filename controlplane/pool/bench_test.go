@@ -79,8 +79,7 @@ func (f *front) count(pool cloud.ID) int {
 
 // newBench has an organisation's default group, n hypervisors, and addresses.
 func newBench(t *testing.T, n int) *bench {
-	b := &bench{t: t, path: filepath.Join(t.TempDir(), "cairn.db"), hosts: hosttest.New("ch-gva-2"), now: time.Now(),
-		front: &front{calls: map[cloud.ID]int{}}}
+	b := unborn(t)
 	b.open()
 	t.Cleanup(func() { b.close() })
 	_, err := b.store.Init(t.Context(), "ch-gva-2", func(tx *store.Tx) error { return zoneOf(tx, n) })
@@ -89,6 +88,12 @@ func newBench(t *testing.T, n int) *bench {
 	}
 	b.connect()
 	return b
+}
+
+// unborn is a bench before its control plane is started.
+func unborn(t *testing.T) *bench {
+	return &bench{t: t, path: filepath.Join(t.TempDir(), "cairn.db"), hosts: hosttest.New("ch-gva-2"), now: time.Now(),
+		front: &front{calls: map[cloud.ID]int{}}}
 }
 
 // zoneOf fills a zone with n hypervisors.
@@ -134,10 +139,13 @@ func (b *bench) close() {
 
 func (b *bench) connect() {
 	b.t.Helper()
-	err := b.hosts.Connect(b.t.Context(), hosttest.Cairnd{Store: b.store, Settler: b.gate, Reported: b.instances.Report})
-	if err != nil {
+	if err := b.tryConnect(); err != nil {
 		b.t.Fatal(err)
 	}
+}
+
+func (b *bench) tryConnect() error {
+	return b.hosts.Connect(b.t.Context(), hosttest.Cairnd{Store: b.store, Settler: b.gate, Reported: b.instances.Report})
 }
 
 func (b *bench) restart() {
@@ -271,19 +279,20 @@ func (b *bench) members(id cloud.ID) (members []instance.Doc) {
 // held lists what is allocated, without the numbers of hosts and groups.
 func (b *bench) held() (all []string) {
 	b.t.Helper()
-	err := b.store.Read(b.t.Context(), func(tx *store.Tx) error {
-		list, err := tx.Allocations()
-		for _, a := range list {
-			if !slices.Contains([]string{store.NumberHost, store.NumberGroup}, a.Kind) {
-				all = append(all, a.Kind+" "+a.What)
-			}
-		}
-		return err
-	})
-	if err != nil {
+	if err := b.store.Read(b.t.Context(), func(tx *store.Tx) (err error) { all, err = heldIn(tx); return err }); err != nil {
 		b.t.Fatal(err)
 	}
 	return all
+}
+
+func heldIn(tx *store.Tx) (all []string, err error) {
+	list, err := tx.Allocations()
+	for _, a := range list {
+		if !slices.Contains([]string{store.NumberHost, store.NumberGroup}, a.Kind) {
+			all = append(all, a.Kind+" "+a.What)
+		}
+	}
+	return all, err
 }
 
 // pass lets time go by and deadlines be noticed.

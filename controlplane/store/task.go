@@ -244,3 +244,10 @@ func (b *Inbox) Cancel(_ context.Context, subject string) (int, error) {
 func (tx *Tx) TaskOutcomes(operation string) ([]program.Task, error) {
 	return query(tx, scanTask, taskColumns+`WHERE operation = $1 AND finished = 1 ORDER BY seq`, operation)
 }
+
+// UnfinishedTasks counts the tasks that have not ended.
+func (tx *Tx) UnfinishedTasks() (int, error) {
+	var n int
+	err := tx.queryRow([]any{&n}, `SELECT COUNT(*) FROM task WHERE finished = 0`)
+	return n, err
+}
