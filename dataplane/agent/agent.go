@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	rdebug "runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -244,6 +245,7 @@ func (a *Agent) run(ctx context.Context) error {
 	if a.cfg.Socket != "" {
 		group.Go(func() error { return debug.Serve(ctx, a.cfg.Socket, a) })
 	}
+	rdebug.FreeOSMemory() // objects and their types were parsed, and are not needed again
 	a.log.Info("agent runs", "name", a.cfg.Name, "revision", a.table.View().Mark().Revision, "starts", a.restarts)
 	err := group.Wait()
 	a.log.Info("agent ends, what it programmed stays", "error", err)

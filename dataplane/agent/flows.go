@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -32,7 +33,7 @@ func (a *Agent) collect(ctx context.Context) {
 	sweep, drain := time.NewTicker(sweepPeriod), time.NewTicker(drainPeriod)
 	defer sweep.Stop()
 	defer drain.Stop()
-	d := drains{since: map[drainKey]time.Time{}, told: map[drainKey]bool{}}
+	d := drains{since: map[drainKey]time.Time{}, told: map[drainKey]uint64{}}
 	for {
 		select {
 		case <-ctx.Done():
@@ -52,40 +53,85 @@ func (a *Agent) collect(ctx context.Context) {
 	}
 }
 
-// drainKey is one former owner in one generation of a service's table.
-type drainKey struct {
-	service, backend uint32
-	generation       uint64
-}
+// drainKey is a former owner of slots of a service.
+type drainKey struct{ service, backend uint32 }
 
 func (k drainKey) key() wire.Key {
 	return wire.Key{Kind: wire.KindSlots, ID: fmt.Sprintf("%d/%d", k.service, k.backend)}
 }
 
-type drains struct {
-	of     table.Mark             // the view that wanted is of
-	wanted map[drainKey]uint32    // former owners here, and their ports
-	since  map[drainKey]time.Time // when it was first seen
-	told   map[drainKey]bool
+var slotSeed = maphash.MakeSeed()
+
+// lease is what a former owner still has.
+type lease struct {
+	port       uint32
+	generation uint64 // of the table
+	slots      uint64 // a sum over the slots it owned before
 }
 
-// former lists the owners before of a view's slots whose port is on this host,
-// with their ports.
-func former(view table.View, self uint32) map[drainKey]uint32 {
-	out := map[drainKey]uint32{}
+type drains struct {
+	of     table.Mark // the view that leases are of
+	leases map[drainKey]lease
+	since  map[drainKey]time.Time // when it was first seen with these slots
+	told   map[drainKey]uint64    // generation for which it was called empty
+}
+
+// former lists the owners before of a view's slots whose port is on this host.
+func former(view table.View, self uint32) map[drainKey]lease {
+	out := map[drainKey]lease{}
 	for s := range table.All[wire.Slots](view) {
 		t, err := slots.Decode(s.Table)
 		if err != nil {
 			continue // refused when it came
 		}
-		for id := range t.Draining() {
-			b, ok := table.Get[wire.Backend](view, fmt.Sprint(id))
-			if ok && b.Host == self {
-				out[drainKey{s.Service, id, s.Generation}] = b.Port
+		for i, slot := range t {
+			if slot.Prev() == 0 {
+				continue
 			}
+			k := drainKey{s.Service, slot.Prev()}
+			l, seen := out[k]
+			if !seen {
+				b, ok := table.Get[wire.Backend](view, fmt.Sprint(k.backend))
+				if !ok || b.Host != self {
+					continue
+				}
+				l = lease{port: b.Port, generation: s.Generation}
+			}
+			l.slots += maphash.Comparable(slotSeed, i)
+			out[k] = l
 		}
 	}
 	return out
+}
+
+// renew takes the leases of a view over. Who has other slots than before waits
+// anew; a table that only others' slots changed in does not matter.
+func (d *drains) renew(leases map[drainKey]lease, now time.Time) (gone []drainKey) {
+	for k := range d.leases {
+		if _, ok := leases[k]; !ok {
+			delete(d.since, k)
+			delete(d.told, k)
+			gone = append(gone, k)
+		}
+	}
+	for k, l := range leases {
+		if old, ok := d.leases[k]; !ok || old.slots != l.slots {
+			d.since[k] = now
+		}
+	}
+	d.leases = leases
+	return gone
+}
+
+// due lists whose flows are to be counted.
+func (d *drains) due(now time.Time) []drainKey {
+	var due []drainKey
+	for k, l := range d.leases {
+		if d.told[k] != l.generation && now.Sub(d.since[k]) >= drainAfter {
+			due = append(due, k)
+		}
+	}
+	return due
 }
 
 func (a *Agent) drain(d *drains, now time.Time) {
@@ -96,32 +142,23 @@ func (a *Agent) drain(d *drains, now time.Time) {
 	if view.Mark() != programmed {
 		return // nothing is said of a table that is not in force
 	}
-	if d.wanted == nil || d.of != view.Mark() {
-		d.of, d.wanted = view.Mark(), former(view, a.self(view))
-	}
-	for k := range d.since {
-		if _, ok := d.wanted[k]; !ok {
-			delete(d.since, k)
-			delete(d.told, k)
+	if d.leases == nil || d.of != view.Mark() {
+		d.of = view.Mark()
+		for _, k := range d.renew(former(view, a.self(view)), now) {
 			a.client.Forget(k.key())
 		}
 	}
-	for k, port := range d.wanted {
-		if _, ok := d.since[k]; !ok {
-			d.since[k] = now
-		}
-		if d.told[k] || now.Sub(d.since[k]) < drainAfter {
-			continue
-		}
+	for _, k := range d.due(now) {
+		l := d.leases[k]
 		s, _ := table.Get[wire.Slots](view, fmt.Sprint(k.service))
-		n, err := a.liveFlows(port, k, s.Table)
+		n, err := a.liveFlows(l.port, k, s.Table)
 		if err != nil {
 			a.log.Warn("draining flows not counted", "service", k.service, "backend", k.backend, "error", err)
 			continue
 		}
 		if n == 0 {
-			d.told[k] = true
-			a.client.Observe(dsync.Report{Key: k.key(), Generation: k.generation, State: "drained"})
+			d.told[k] = l.generation
+			a.client.Observe(dsync.Report{Key: k.key(), Generation: l.generation, State: "drained"})
 		}
 	}
 }

@@ -55,11 +55,11 @@ type bench struct {
 }
 
 // onBench runs a test in the bench's namespace. Its thread ends with it.
-func onBench(t *testing.T, test func(*bench)) {
+func onBench(t *testing.T, sizes map[string]uint32, test func(*bench)) {
 	t.Helper()
 	pins := filepath.Join(t.TempDir(), "bpf")
 	b := &bench{t: t, cfg: host.Config{
-		Pins: pins, Uplink: "up0", Endpoint: netip.MustParseAddr("10.64.0.1"), Sizes: map[string]uint32{"slots": 1024},
+		Pins: pins, Uplink: "up0", Endpoint: netip.MustParseAddr("10.64.0.1"), Sizes: sizes,
 	}}
 	if err := host.EnsureBPFFS(pins); err != nil {
 		t.Fatal(err)
@@ -217,7 +217,7 @@ func (b *bench) ids() map[string]any {
 }
 
 func TestKernelHoldsWhatIsWantedAndARestartChangesNothing(t *testing.T) {
-	onBench(t, func(b *bench) {
+	onBench(t, map[string]uint32{"slots": 1024}, func(b *bench) {
 		b.mustApply(small())
 		b.compare()
 		if ports, err := b.host.Attached(); err != nil || len(ports) != 1 || uint32(ports[1]) != b.facts.Ports.Devices[1] {
@@ -244,7 +244,7 @@ func TestKernelHoldsWhatIsWantedAndARestartChangesNothing(t *testing.T) {
 }
 
 func TestKernelKeepsTheOthersWhenSlotsAreFull(t *testing.T) {
-	onBench(t, func(b *bench) {
+	onBench(t, map[string]uint32{"slots": 1024}, func(b *bench) {
 		b.mustApply(small())
 		b.mustApply([]wire.Item{aBackend(12, 2, 2, 20), aTable(2, 1, 512, [2]uint32{12, 0}), aService(2)})
 		out := b.apply([]wire.Item{aBackend(13, 3, 2, 21), aTable(3, 1, 512, [2]uint32{13, 0}), aService(3)})
@@ -259,7 +259,7 @@ func TestKernelKeepsTheOthersWhenSlotsAreFull(t *testing.T) {
 }
 
 func TestKernelIsEmptyAfterAll(t *testing.T) {
-	onBench(t, func(b *bench) {
+	onBench(t, map[string]uint32{"slots": 1024}, func(b *bench) {
 		b.mustApply(small())
 		b.mustApply(nil, small()...)
 		b.release()
@@ -279,7 +279,7 @@ func TestKernelIsEmptyAfterAll(t *testing.T) {
 }
 
 func TestMarkLivesBesideTheMaps(t *testing.T) {
-	onBench(t, func(b *bench) {
+	onBench(t, map[string]uint32{"slots": 1024}, func(b *bench) {
 		m, err := openMark(b.cfg.Pins)
 		if err != nil {
 			b.fatal(err)

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"testing"
+	"time"
+
+	"cairn/bpf"
+	"cairn/cloud/wire"
+)
+
+func TestFormerOwnersWaitBeforeTheyAreCounted(t *testing.T) {
+	w := newWorld(t)
+	defer w.table.Close()
+	items := append(small(), aPort(3, 3), aBackend(3, 1, 1, 3))
+	w.mustApply(items)
+	d := drains{since: map[drainKey]time.Time{}, told: map[drainKey]uint64{}}
+	now := time.Unix(100, 0)
+	step := func(what string, after time.Duration, table wire.Slots, want int) {
+		t.Helper()
+		now = now.Add(after)
+		w.mustApply([]wire.Item{table})
+		d.renew(former(w.table.View(), 1), now)
+		if due := d.due(now); len(due) != want {
+			t.Errorf("%s: due %v, want %d", what, due, want)
+		}
+	}
+	step("nobody owned anything before", 0, aTable(1, 2, 256, [2]uint32{1, 0}, [2]uint32{2, 0}), 0)
+	step("one here and one elsewhere, just now", 0, aTable(1, 3, 256, [2]uint32{2, 1}, [2]uint32{3, 2}), 0)
+	step("not long enough", drainAfter/2, aTable(1, 3, 256, [2]uint32{2, 1}, [2]uint32{3, 2}), 0)
+	step("long enough, though others' slots moved", drainAfter/2, aTable(1, 4, 256, [2]uint32{2, 1}, [2]uint32{3, 0}), 1)
+	d.told[drainKey{1, 1}] = 4
+	step("told", time.Hour, aTable(1, 4, 256, [2]uint32{2, 1}, [2]uint32{3, 0}), 0)
+	step("to be told again of the next table", time.Second, aTable(1, 5, 256, [2]uint32{2, 1}, [2]uint32{2, 0}), 1)
+	step("owned other slots before", time.Hour, aTable(1, 6, 256, [2]uint32{2, 0}, [2]uint32{3, 1}), 0)
+	if gone := d.renew(nil, now); len(gone) != 1 || len(d.since) != 0 || len(d.told) != 0 {
+		t.Errorf("gone %v, left %v %v", gone, d.since, d.told)
+	}
+}
+
+func TestWhichFlowsAreAlive(t *testing.T) {
+	const second = uint64(time.Second)
+	now := 10_000 * second
+	for _, c := range []struct {
+		name  string
+		proto uint8
+		state uint8
+		idle  uint64
+		want  bool
+	}{
+		{"established", 6, bpf.CtEstablished, 3599, true},
+		{"established, expired", 6, bpf.CtEstablished, 3601, false},
+		{"half closed", 6, bpf.CtClosing, 100, true},
+		{"closed", 6, bpf.CtClosed, 0, false},
+		{"reset", 6, bpf.CtReset, 0, false},
+		{"new", 6, bpf.CtNew, 29, true},
+		{"new, never answered", 6, bpf.CtNew, 31, false},
+		{"answered", 6, bpf.CtReplied, 59, true},
+		{"udp", 17, bpf.CtReplied, 61, false},
+		{"udp stream", 17, bpf.CtEstablished, 179, true},
+		{"ping", 1, bpf.CtEstablished, 6, false},
+	} {
+		f := bpf.Ct{State: c.state, Seen: now - c.idle*second}
+		if got := alive(bpf.CtKey{Proto: c.proto}, f, now); got != c.want {
+			t.Errorf("%s: %t", c.name, got)
+		}
+	}
+}
