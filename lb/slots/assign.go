@@ -36,7 +36,7 @@ type Want struct {
 //
 // The same want again moves nothing.
 func Assign(old Table, w Want) Table {
-	a := &assignment{want: w, dead: map[uint32]bool{0: true}, quota: map[uint32]int{}}
+	a := &assignment{want: w, dead: map[uint32]bool{0: true}, quota: map[uint32]int{}, inherited: map[int]bool{}}
 	for _, d := range w.Dead {
 		a.dead[d] = true
 	}
@@ -47,8 +47,11 @@ func Assign(old Table, w Want) Table {
 	a.bury()
 	if len(backends) > 0 {
 		a.share(backends)
+		free := a.disinherit()
 		a.giveBack()
-		a.move(a.spare(), backends)
+		free = append(free, a.spare()...)
+		slices.Sort(free)
+		a.move(free, backends)
 	}
 	return a.table
 }
@@ -58,6 +61,8 @@ type assignment struct {
 	want  Want
 	dead  map[uint32]bool // 0 is
 	quota map[uint32]int  // slots that a backend is short of; negative: has to give
+
+	inherited map[int]bool // slots that went from a dead owner to the one before
 }
 
 // grow repeats the old table; a new one is all zeros.
@@ -82,6 +87,7 @@ func (a *assignment) bury() {
 		}
 		if a.dead[cur] {
 			cur, prev = prev, 0
+			a.inherited[i] = cur != 0
 		}
 		a.table[i] = Make(cur, prev)
 	}
@@ -100,6 +106,22 @@ func (a *assignment) share(backends []uint32) {
 		}
 		a.quota[b] -= has[b]
 	}
+}
+
+// disinherit lists slots to be given away out of what backends above their
+// quota have inherited: those have moved already, so that nothing else has to.
+func (a *assignment) disinherit() []int {
+	var free []int
+	for i, s := range a.table {
+		have, usable := a.quota[s.Cur()]
+		if !a.inherited[i] || !usable || have >= 0 {
+			a.inherited[i] = false
+			continue
+		}
+		a.quota[s.Cur()]++
+		free = append(free, i)
+	}
+	return free
 }
 
 // giveBack returns slots to the owner before, where that is short and the owner
@@ -128,7 +150,7 @@ func (a *assignment) spare() []int {
 	for _, entangled := range []bool{false, true} {
 		for i, s := range a.table {
 			have, usable := a.quota[s.Cur()]
-			if entangled != (s.Prev() != 0) || usable && have >= 0 {
+			if a.inherited[i] || entangled != (s.Prev() != 0) || usable && have >= 0 {
 				continue
 			}
 			if usable {
@@ -137,7 +159,6 @@ func (a *assignment) spare() []int {
 			free = append(free, i)
 		}
 	}
-	slices.Sort(free)
 	return free
 }
 
