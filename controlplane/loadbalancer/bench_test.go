@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -52,8 +53,7 @@ type bench struct {
 func newBench(t *testing.T) *bench { return newBenchFor(t, t) }
 
 func newBenchFor(t *testing.T, on tb) *bench {
-	dir := t.TempDir()
-	b := &bench{tb: on, t: t, path: filepath.Join(dir, fmt.Sprintf("%s.db", cloud.NewID())), now: time.Unix(1_800_000_000, 0)}
+	b := &bench{tb: on, t: t, path: filepath.Join(memory(t), string(cloud.NewID())+".db"), now: time.Unix(1_800_000_000, 0)}
 	b.reopen()
 	_, err := b.store.Init(t.Context(), "ch-gva-2", func(tx *store.Tx) error {
 		err := tx.AddPool(store.AddressVIP, netip.MustParsePrefix("203.0.113.0/29"))
@@ -70,6 +70,17 @@ func newBenchFor(t *testing.T, on tb) *bench {
 	}
 	b.addPool()
 	return b
+}
+
+// memory is a folder that costs no disk, where there is one: tests commit some
+// thousand times, and each commit waits for the disk.
+func memory(t *testing.T) string {
+	dir, err := os.MkdirTemp("/dev/shm", "cairn-loadbalancer-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 // reopen is a new process on the same store.
@@ -243,7 +254,7 @@ func (b *bench) runs(n int) (fresh []cloud.ID) {
 		fresh = nil
 		for range n {
 			d := store.Doc[store.InstanceDoc]{ID: cloud.NewID(), Org: org, Generation: 1}
-			d.Body.ID, d.Body.Name, d.Body.State, d.Body.Pool = d.ID, string(d.ID), cloud.InstanceRunning, b.pool
+			d.Body.ID, d.Body.Name, d.Body.State, d.Body.Pool, d.Body.Class = d.ID, string(d.ID), cloud.InstanceRunning, b.pool, 1
 			d.Body.Address = netip.AddrFrom4([4]byte{198, 51, byte(b.born >> 8), byte(b.born)})
 			d.Body.HostNumber = uint32(b.born%3) + 1
 			b.born++
@@ -275,6 +286,19 @@ func (b *bench) goes(op cloud.ID, ids ...cloud.ID) {
 		return b.PoolChanged(b.t.Context(), tx, b.pool, op)
 	})
 	b.members = slices.DeleteFunc(b.members, func(id cloud.ID) bool { return slices.Contains(ids, id) })
+}
+
+// turns brings a member into a state.
+func (b *bench) turns(id cloud.ID, state cloud.InstanceState) {
+	b.Helper()
+	b.write(func(tx *store.Tx) error {
+		d, err := store.Get[store.InstanceDoc](tx, org, id)
+		if err != nil {
+			return err
+		}
+		d.Body.State = state
+		return errors.Join(store.Put(tx, "", d), b.PoolChanged(b.t.Context(), tx, b.pool, ""))
+	})
 }
 
 // host finds a hypervisor reachable or not.

@@ -15,7 +15,7 @@ const (
 	// it, before it gets flows all the same.
 	joinWait = 5 * time.Second
 	// removalPeriod and removalShare cap removals by verdict: in each period at
-	// most one backend of so many, and at least one. Checks that err err together.
+	// most one backend of so many, and at least one. Checks that err, err together.
 	removalPeriod = time.Minute
 	removalShare  = 3
 )
@@ -31,9 +31,10 @@ type hosts struct {
 // is cut off is whoever looks. Then nobody is taken out.
 func (h hosts) cutOff() bool { return 2*len(h.unreachable) > h.joined }
 
-// dead reports whether a backend's host cannot be reached.
+// dead reports whether a backend has nobody who could answer: its instance does
+// not run, or its host cannot be reached.
 func (h hosts) dead(b store.BackendDoc) bool {
-	return h.unreachable[b.Host] && (!h.cutOff() || b.State == store.BackendDead)
+	return b.Down || h.unreachable[b.Host] && (!h.cutOff() || b.State == store.BackendDead)
 }
 
 // judge says what each backend is to be, and whether too few are well, so that
@@ -73,6 +74,8 @@ func judge(backends []store.BackendDoc, h hosts, now time.Time) (after []store.B
 		case panicking || b.Verdict != store.VerdictFailure:
 		case b.State != store.BackendActive:
 			state = store.BackendDraining
+		case counted(*b, now):
+			state, b.Removed = store.BackendDraining, now
 		case budget > 0:
 			budget--
 			state, b.Removed = store.BackendDraining, now
@@ -104,12 +107,18 @@ func enter(b *store.BackendDoc, state string, now time.Time) {
 func removals(backends []store.BackendDoc, now time.Time) (budget int, freed time.Time) {
 	budget = max(1, (len(backends)+removalShare-1)/removalShare)
 	for _, b := range backends {
-		if !b.Removed.IsZero() && now.Sub(b.Removed) < removalPeriod {
+		if counted(b, now) {
 			budget--
 			freed = sooner(freed, b.Removed.Add(removalPeriod))
 		}
 	}
 	return budget, freed
+}
+
+// counted: the backend has been taken out in the period that ends now, whatever
+// has become of it.
+func counted(b store.BackendDoc, now time.Time) bool {
+	return !b.Removed.IsZero() && now.Sub(b.Removed) < removalPeriod
 }
 
 // sooner is the earlier of two times; zero is never.

@@ -84,6 +84,24 @@ func TestBackendsFollowThePool(t *testing.T) {
 	b.want(id, "6 active", "[6]")
 }
 
+// TestMembersThatStop: what does not run gets no flow, whatever the others are,
+// and is a backend still.
+func TestMembersThatStop(t *testing.T) {
+	b := newBench(t)
+	nlb, id := serviceOf(b, 3)
+	b.turns(b.members[1], cloud.InstanceStopping)
+	b.want(id, "1 active, 2 dead, 3 active", "[1 3]")
+	if got := b.nlb(nlb).Services[0].HealthcheckStatus; len(got) != 1 || got[0].Status != cloud.HealthFailure {
+		t.Errorf("shown: %+v", got)
+	}
+	b.turns(b.members[1], cloud.InstanceStarting)
+	b.want(id, "1 active, 2 dead, 3 active", "[1 3]")
+	b.turns(b.members[1], cloud.InstanceRunning)
+	b.want(id, "1 active, 2 active, 3 active", "[1 2 3]")
+	b.turns(b.members[1], cloud.InstanceDestroying)
+	b.want(id, "1 active, 3 active", "[1 3]")
+}
+
 func TestVerdicts(t *testing.T) {
 	b := newBench(t)
 	nlb, id := serviceOf(b, 4)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"cairn/cloud"
+	"cairn/controlplane/replica"
 	"cairn/controlplane/store"
 	"cairn/lb/slots"
 )
@@ -100,9 +101,10 @@ func readHosts(tx *store.Tx) (hosts, error) {
 }
 
 // PoolChanged brings the services before a pool in step with its members, in
-// the transaction that changed them: a member that runs becomes a backend, one
-// that does not any more is none. The change is noted as made for op, which
-// gets leave to remove what agents hold of those that go.
+// the transaction that changed them: a member that runs becomes a backend, gets
+// no flow while it does not run, and is none any more once it is being removed.
+// The change is noted as made for op, which gets leave to remove what agents
+// hold of those that go.
 func (b *Balancers) PoolChanged(_ context.Context, tx *store.Tx, pool, op cloud.ID) error {
 	users, err := tx.Referrers(store.Ref{Kind: store.KindPool, ID: pool})
 	if err != nil {
@@ -123,9 +125,10 @@ func (b *Balancers) PoolChanged(_ context.Context, tx *store.Tx, pool, op cloud.
 	return nil
 }
 
-// follow makes the backends of a service those members of its pool that run.
+// follow makes the backends of a service those members of its pool that run or
+// have run.
 func (b *Balancers) follow(tx *store.Tx, op cloud.ID, s service) error {
-	members, err := membersOf(tx, s.Org, s.Body.InstancePool.ID)
+	members, err := membersOf(tx, s.Body.InstancePool.ID)
 	if err != nil {
 		return err
 	}
@@ -133,7 +136,7 @@ func (b *Balancers) follow(tx *store.Tx, op cloud.ID, s service) error {
 	left := 0
 	for _, old := range s.Body.Backends {
 		if i := slices.IndexFunc(members, func(m member) bool { return m.ID == old.Instance }); i >= 0 {
-			old.Host, old.Address = members[i].Body.HostNumber, members[i].Body.Address
+			old.Host, old.Address, old.Down = members[i].Body.HostNumber, members[i].Body.Address, !runs(members[i])
 			backends = append(backends, old)
 			members = slices.Delete(members, i, i+1)
 			continue
@@ -159,10 +162,13 @@ func (b *Balancers) follow(tx *store.Tx, op cloud.ID, s service) error {
 	return b.revise(tx, op, s)
 }
 
-// join makes backends of new members.
+// join makes backends of new members that run.
 func (b *Balancers) join(tx *store.Tx, s service, members []member) ([]store.BackendDoc, error) {
 	var fresh []store.BackendDoc
 	for _, m := range members {
+		if !runs(m) {
+			continue
+		}
 		number, err := tx.Allocate(store.NumberBackend, backendOwner(s.ID, m.ID))
 		if err != nil {
 			return nil, err
@@ -179,17 +185,31 @@ func (b *Balancers) join(tx *store.Tx, s service, members []member) ([]store.Bac
 
 type member = store.Doc[store.InstanceDoc]
 
-// membersOf lists the members of a pool that can be backends: those that run
-// and have a port, by its number.
-func membersOf(tx *store.Tx, org, pool cloud.ID) ([]member, error) {
-	all, err := store.List[store.InstanceDoc](tx, org)
-	members := slices.DeleteFunc(all, func(i member) bool {
-		d := i.Body
-		return d.Pool != pool || d.State != cloud.InstanceRunning || d.HostNumber == 0 || d.Port == 0 || !d.Address.IsValid()
-	})
+// membersOf lists the members of a pool that have a port and are not on their
+// way out, by the number of the port.
+func membersOf(tx *store.Tx, pool cloud.ID) ([]member, error) {
+	users, err := tx.Referrers(store.Ref{Kind: store.KindPool, ID: pool})
+	if err != nil {
+		return nil, err
+	}
+	var members []member
+	for _, u := range users {
+		if u.Kind != store.KindInstance {
+			continue
+		}
+		m, err := store.Get[store.InstanceDoc](tx, "", u.ID)
+		if err != nil {
+			return nil, err
+		}
+		if replica.Placed(m.Body) {
+			members = append(members, m)
+		}
+	}
 	slices.SortFunc(members, func(a, b member) int { return cmp.Compare(a.Body.Port, b.Body.Port) })
-	return members, err
+	return members, nil
 }
+
+func runs(m member) bool { return m.Body.State == cloud.InstanceRunning }
 
 // HostsChanged brings all services in step with hypervisors that were found
 // reachable or not, in the transaction that found it.

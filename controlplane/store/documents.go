@@ -108,6 +108,7 @@ type BackendDoc struct {
 	Generation uint64     `json:"generation"` // of what is checked; a verdict on an older one is void
 	Verdict    string     `json:"verdict"`
 	State      string     `json:"state"`
+	Down       bool       `json:"down,omitempty"`   // its instance does not run
 	Since      time.Time  `json:"since,omitzero"`   // in this state
 	Removed    time.Time  `json:"removed,omitzero"` // last taken out because of a verdict
 }
