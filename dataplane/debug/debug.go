@@ -43,6 +43,7 @@ type Status struct {
 	Maps       map[string]uint32 `json:"maps"`
 	Memory     uint64            `json:"memory"` // resident bytes of the process
 	Flows      uint64            `json:"flows"`  // live, as of the last sweep
+	Rounds     []Round           `json:"rounds"` // the last ones, the latest last
 }
 
 // Digest of a kind; Sum is in hexadecimal.
@@ -126,4 +127,12 @@ type Drop struct {
 	Reason string `json:"reason"`
 	Count  uint64 `json:"count"`
 	Drop   bool   `json:"drop"` // the packet was dropped, not sent on
+}
+
+// Round is one in which an agent wrote to its maps.
+type Round struct {
+	Revision     uint64 `json:"revision"`
+	ProgrammedNS int64  `json:"programmed_ns"` // CLOCK_MONOTONIC when the last map write was done
+	Steps        int    `json:"steps"`
+	Faults       int    `json:"faults"` // items that could not be made
 }
