@@ -42,7 +42,8 @@ func Ask(ctx context.Context, from lab.Host, port int, to netip.AddrPort) (Answe
 	if _, err := fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", to); err != nil {
 		return a, err
 	}
-	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	in := bufio.NewReader(conn)
+	resp, err := http.ReadResponse(in, nil)
 	if err != nil {
 		return a, err
 	}
@@ -50,6 +51,11 @@ func Ask(ctx context.Context, from lab.Host, port int, to netip.AddrPort) (Answe
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
 		return a, err
+	}
+	// The server closes first, so that this side has no TIME_WAIT and the port
+	// can be used again.
+	if _, err := in.ReadByte(); err != io.EOF {
+		return a, fmt.Errorf("expected the end of the connection: %w", err)
 	}
 	if resp.StatusCode != http.StatusOK {
 		return a, fmt.Errorf("status %s", resp.Status)
