@@ -83,6 +83,7 @@ type Agent struct {
 	worker   *instance.Worker
 	started  time.Time
 	restarts uint64
+	rounds   rounds
 
 	mu         sync.Mutex // of the loop and what follows
 	loop       *Loop
@@ -183,9 +184,17 @@ func (a *Agent) openTable(high table.Mark) (err error) {
 	if err != nil {
 		return err
 	}
-	have := a.loop.Image()
+	have, machines := a.loop.Image(), 0
+	for _, d := range a.cfg.Drivers {
+		found, err := d.List()
+		if err != nil {
+			return err
+		}
+		machines += len(found)
+	}
 	a.table.Expect(map[wire.Kind]int{
-		wire.KindHost: have.Len(maps.Vteps), wire.KindMember: have.Len(maps.Members), wire.KindPort: have.Len(maps.PortCfg),
+		wire.KindInstance: machines,
+		wire.KindHost:     have.Len(maps.Vteps), wire.KindMember: have.Len(maps.Members), wire.KindPort: have.Len(maps.PortCfg),
 		wire.KindBackend: have.Len(maps.Backends), wire.KindSlots: have.Len(maps.Slots), wire.KindService: have.Len(maps.VIP4),
 	})
 	a.watcher, err = a.table.Watch()
@@ -243,7 +252,12 @@ func (a *Agent) run(ctx context.Context) error {
 		return nil
 	})
 	if a.cfg.Socket != "" {
-		group.Go(func() error { return debug.Serve(ctx, a.cfg.Socket, a) })
+		group.Go(func() error {
+			if err := debug.Serve(ctx, a.cfg.Socket, a); err != nil {
+				a.log.Error("nobody can look into this agent", "error", err) // and it goes on all the same
+			}
+			return nil
+		})
 	}
 	rdebug.FreeOSMemory() // objects and their types were parsed, and are not needed again
 	a.log.Info("agent runs", "name", a.cfg.Name, "revision", a.table.View().Mark().Revision, "starts", a.restarts)
@@ -319,13 +333,15 @@ func (a *Agent) round() time.Time {
 	if out.Held {
 		return time.Time{}
 	}
-	if err := a.mark.write(out.Mark); err != nil {
+	if err := a.mark.raise(a.programmed, out.Mark); err != nil {
 		// Without the mark an older state could be taken after a restart: the
 		// control plane is not told that this one holds.
 		a.log.Error("mark of the maps not written", "error", err)
 		return time.Time{}
 	}
-	a.client.Programmed(out.Mark, monotonic(), out.Faults)
+	programmed := monotonic()
+	a.client.Programmed(out.Mark, programmed, out.Faults)
+	a.rounds.add(out, programmed)
 	for _, f := range out.Faults {
 		a.log.Warn("item not programmed", "key", f.Key.String(), "reason", f.Reason)
 	}
@@ -355,6 +371,9 @@ func (a *Agent) facts(view table.View) Facts {
 	}
 	facts := a.senses.Facts(endpoints)
 	facts.Balancer.Self = self
+	if control, err := netip.ParseAddrPort(a.cfg.Control); err == nil && control.Addr().Is4() {
+		facts.Ports.Own = append(slices.Clone(facts.Ports.Own), netip.PrefixFrom(control.Addr(), 32))
+	}
 	return facts
 }
 

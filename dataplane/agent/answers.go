@@ -29,7 +29,7 @@ func (a *Agent) Status() debug.Status {
 	s := debug.Status{
 		Name: a.cfg.Name, Version: Version, Started: a.started, Restarts: a.restarts,
 		Desired: view.Mark(), Control: a.client.State(), Digests: map[string]debug.Digest{},
-		Programs: map[string]uint32{}, Maps: map[string]uint32{}, Memory: resident(),
+		Programs: map[string]uint32{}, Maps: map[string]uint32{}, Memory: resident(), Rounds: a.rounds.list(),
 	}
 	s.UplinkMTU, s.UplinkDown = a.senses.Uplink()
 	for _, kind := range wire.Kinds() {

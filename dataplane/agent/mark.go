@@ -45,6 +45,14 @@ func (m *mark) read() (table.Mark, error) {
 	return table.Mark{Epoch: v[0], Revision: v[1]}, nil
 }
 
+// raise writes a mark unless it is the last one that was written.
+func (m *mark) raise(last, at table.Mark) error {
+	if last == at {
+		return nil
+	}
+	return m.write(at)
+}
+
 func (m *mark) write(at table.Mark) error {
 	if err := m.m.Put(uint32(0), [2]uint64{at.Epoch, at.Revision}); err != nil {
 		return fmt.Errorf("write the mark of the maps: %w", err)
