@@ -83,6 +83,7 @@ type Agent struct {
 	worker   *instance.Worker
 	started  time.Time
 	restarts uint64
+	lock     *os.File
 	rounds   rounds
 
 	mu         sync.Mutex // of the loop and what follows
@@ -110,6 +111,9 @@ func Run(ctx context.Context, cfg Config) error {
 func (a *Agent) open() (err error) {
 	cfg := a.cfg
 	if err := os.MkdirAll(cfg.State, 0o700); err != nil {
+		return err
+	}
+	if a.lock, err = lock(cfg.State); err != nil {
 		return err
 	}
 	if a.restarts, err = countStart(cfg.State); err != nil {

@@ -67,3 +67,25 @@ func TestWhichFlowsAreAlive(t *testing.T) {
 		}
 	}
 }
+
+func TestTwoAgentsDoNotShareAState(t *testing.T) {
+	folder := t.TempDir()
+	first, err := lock(folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lock(folder); err == nil {
+		t.Error("locked twice")
+	}
+	first.Close()
+	second, err := lock(folder)
+	if err != nil {
+		t.Fatalf("after the first one ended: %v", err)
+	}
+	second.Close()
+	for want := range uint64(3) {
+		if n, err := countStart(folder); err != nil || n != want {
+			t.Errorf("%d starts before, want %d: %v", n, want, err)
+		}
+	}
+}

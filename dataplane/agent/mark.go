@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"cairn/bpf"
 	"cairn/dataplane/table"
@@ -61,6 +62,19 @@ func (m *mark) write(at table.Mark) error {
 }
 
 func (m *mark) close() { _ = m.m.Close() } // it is pinned
+
+// lock keeps a second agent from working with the same state: the two would
+// undo each other's machines. It ends with the process.
+func lock(state string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(state, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: another agent works with this state: %w", state, err), f.Close())
+	}
+	return f, nil
+}
 
 // countStart says how often an agent was started with this state before.
 func countStart(state string) (uint64, error) {
