@@ -119,6 +119,21 @@ func TestUplinkDown(t *testing.T) {
 func TestHypervisorKilledWhole(t *testing.T) {
 	c := newCloud(t, lab.Config{})
 	c.web(4)
+	c.pastTheGrace()
 	all, at := c.underLoad(18*time.Second, func() { must(t, "kill hypervisor", c.KillHypervisor(2)) })
 	c.healsWithin(all, at, 7*time.Second)
+}
+
+// pastTheGrace waits until the control plane has run for so long that it lets
+// leases expire.
+func (c *cloudUnderTest) pastTheGrace() {
+	c.Helper()
+	const grace = 15 * time.Second
+	lab.Eventually(c.T, "end of the control plane's grace", 2*grace, func() error {
+		age, err := c.Control().Age()
+		if err == nil && age < grace {
+			err = fmt.Errorf("it runs for %s", age)
+		}
+		return err
+	})
 }

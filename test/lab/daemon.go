@@ -78,6 +78,20 @@ func (d *Daemon) PID() int {
 
 func (d *Daemon) Alive() bool { return d.PID() != 0 }
 
+// Age is how long it has run since it was started last.
+func (d *Daemon) Age() (time.Duration, error) {
+	start, _, err := procStat(d.PID())
+	if err != nil {
+		return 0, err
+	}
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		return 0, fmt.Errorf("read the clock: %w", err)
+	}
+	const tick = time.Second / 100 // of /proc/PID/stat, proc_pid_stat(5)
+	return time.Duration(now.Nano()) - time.Duration(start)*tick, nil
+}
+
 // Start starts it; it returns as soon as the program runs, ready or not.
 func (d *Daemon) Start() error {
 	d.mu.Lock()
