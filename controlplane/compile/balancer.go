@@ -16,11 +16,11 @@ import (
 	"cairn/controlplane/store"
 )
 
-// Up to allAnnounce LB nodes every one of them announces every VIP; in a larger
+// Up to AllAnnounce LB nodes every one of them announces every VIP; in a larger
 // zone a VIP has announcers of its own, since routers carry a limited number of
 // equal paths and every node would hold every tenant's slots.
 const (
-	allAnnounce = 16
+	AllAnnounce = 16
 	announcers  = 8
 )
 
@@ -67,7 +67,7 @@ func (c *Compiler) announcersOf(vip netip.Addr) []uint32 {
 		}
 		return 1
 	})
-	if len(ranked) > allAnnounce {
+	if len(ranked) > AllAnnounce {
 		ranked = spread(ranked, announcers)
 	}
 	numbers := make([]uint32, len(ranked))

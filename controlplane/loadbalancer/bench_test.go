@@ -47,21 +47,21 @@ type bench struct {
 	*Balancers
 	pool    cloud.ID
 	members []cloud.ID
-	born    int
 }
 
 func newBench(t *testing.T) *bench { return newBenchFor(t, t) }
 
 func newBenchFor(t *testing.T, on tb) *bench {
 	b := &bench{tb: on, t: t, path: filepath.Join(memory(t), string(cloud.NewID())+".db"), now: time.Unix(1_800_000_000, 0)}
-	b.reopen()
+	b.begin()
 	_, err := b.store.Init(t.Context(), "ch-gva-2", func(tx *store.Tx) error {
 		err := tx.AddPool(store.AddressVIP, netip.MustParsePrefix("203.0.113.0/29"))
 		for n := uint32(1); n <= 3; n++ {
 			id := cloud.NewID()
 			number, err2 := tx.Allocate(store.NumberHost, string(id))
 			err = errors.Join(err, err2, store.Put(tx, "", store.Doc[store.HypervisorDoc]{ID: id, Body: store.HypervisorDoc{
-				ID: id, Name: fmt.Sprintf("hv%d", number), Number: number, Joined: true}}))
+				ID: id, Name: fmt.Sprintf("hv%d", number), Number: number, Joined: true,
+				Endpoint: netip.AddrFrom4([4]byte{10, 64, 0, byte(number)}), MTU: 1600, Roles: []string{store.RoleCompute, store.RoleLB}}}))
 		}
 		return err
 	})
@@ -83,13 +83,13 @@ func memory(t *testing.T) string {
 	return dir
 }
 
-// reopen is a new process on the same store.
-func (b *bench) reopen() {
+// begin is a new process on the same store, which has done nothing yet.
+func (b *bench) begin(options ...store.Option) {
 	b.Helper()
 	if b.store != nil {
 		b.store.Close()
 	}
-	s, err := store.Open(b.t.Context(), b.path, store.WithClock(func() time.Time { return b.now }))
+	s, err := store.Open(b.t.Context(), b.path, append(options, store.WithClock(func() time.Time { return b.now }))...)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -97,9 +97,12 @@ func (b *bench) reopen() {
 	quiet := slog.New(slog.DiscardHandler)
 	b.store, b.gate = s, operation.New(s, quiet, Nouns...)
 	b.Balancers = New(s, b.gate, quiet)
-	if b.pool == "" {
-		return // there is no zone yet
-	}
+}
+
+// reopen is a new process that has taken up what it found.
+func (b *bench) reopen() {
+	b.Helper()
+	b.begin()
 	if err := b.takeUp(b.t.Context()); err != nil {
 		b.Fatal(err)
 	}
@@ -129,6 +132,10 @@ func (b *bench) addPool() {
 }
 
 func (b *bench) call(id string, body any, args ...string) (any, error) {
+	return b.Handlers()[id](b.t.Context(), b.request(id, body, args...))
+}
+
+func (b *bench) request(id string, body any, args ...string) api.Call {
 	c := api.Call{Operation: capi.Find(capi.Operations, id), Org: org, Body: body, Args: map[string]string{}}
 	for i := 0; i < len(args); i += 2 {
 		c.Args[args[i]] = args[i+1]
@@ -142,7 +149,7 @@ func (b *bench) call(id string, body any, args ...string) (any, error) {
 			b.Fatal(err)
 		}
 	}
-	return b.Handlers()[id](b.t.Context(), c)
+	return c
 }
 
 func (b *bench) do(id string, body any, args ...string) *cloud.Operation {
@@ -248,44 +255,52 @@ func (b *bench) owners(id cloud.ID) string {
 
 // runs makes members of the pool run, on the hypervisors in turn, and the load
 // balancers follow.
-func (b *bench) runs(n int) (fresh []cloud.ID) {
+func (b *bench) runs(n int) {
 	b.Helper()
+	fresh := make([]cloud.ID, n)
+	for i := range fresh {
+		fresh[i] = cloud.NewID()
+	}
 	b.write(func(tx *store.Tx) error {
-		fresh = nil
-		for range n {
-			d := store.Doc[store.InstanceDoc]{ID: cloud.NewID(), Org: org, Generation: 1}
-			d.Body.ID, d.Body.Name, d.Body.State, d.Body.Pool, d.Body.Class = d.ID, string(d.ID), cloud.InstanceRunning, b.pool, 1
-			d.Body.Address = netip.AddrFrom4([4]byte{198, 51, byte(b.born >> 8), byte(b.born)})
-			d.Body.HostNumber = uint32(b.born%3) + 1
-			b.born++
-			var err error
-			if d.Body.Port, err = tx.Allocate(store.NumberPort, string(d.ID)); err == nil {
-				err = store.Put(tx, "", d)
-			}
-			if err != nil {
+		for _, id := range fresh {
+			if err := b.arrives(tx, id); err != nil {
 				return err
 			}
-			fresh = append(fresh, d.ID)
 		}
 		return b.PoolChanged(b.t.Context(), tx, b.pool, "")
 	})
 	b.members = append(b.members, fresh...)
-	return fresh
 }
 
-// goes removes a member of the pool, in one transaction with what follows.
+func (b *bench) arrives(tx *store.Tx, id cloud.ID) (err error) {
+	d := store.Doc[store.InstanceDoc]{ID: id, Org: org, Generation: 1}
+	d.Body.ID, d.Body.Name, d.Body.State, d.Body.Pool, d.Body.Class = id, string(id), cloud.InstanceRunning, b.pool, 1
+	if d.Body.Port, err = tx.Allocate(store.NumberPort, string(id)); err != nil {
+		return err
+	}
+	n := d.Body.Port - 1
+	d.Body.Address = netip.AddrFrom4([4]byte{198, 51, byte(n >> 8), byte(n)})
+	d.Body.HostNumber = n%3 + 1
+	d.Body.MAC, d.Body.Driver, d.Body.Wanted = fmt.Sprintf("02:ca:00:00:%02x:%02x", n>>8, n&255), "netns", store.WantedRunning
+	return store.Put(tx, "", d)
+}
+
+// goes removes members of the pool, in one transaction with what follows.
 func (b *bench) goes(op cloud.ID, ids ...cloud.ID) {
 	b.Helper()
 	b.write(func(tx *store.Tx) error {
 		for _, id := range ids {
-			err := errors.Join(tx.Delete(op, store.Ref{Kind: store.KindInstance, ID: id}), tx.Free(store.NumberPort, string(id)))
-			if err != nil {
+			if err := b.departs(tx, op, id); err != nil {
 				return err
 			}
 		}
 		return b.PoolChanged(b.t.Context(), tx, b.pool, op)
 	})
 	b.members = slices.DeleteFunc(b.members, func(id cloud.ID) bool { return slices.Contains(ids, id) })
+}
+
+func (b *bench) departs(tx *store.Tx, op, id cloud.ID) error {
+	return errors.Join(tx.Delete(op, store.Ref{Kind: store.KindInstance, ID: id}), tx.Free(store.NumberPort, string(id)))
 }
 
 // turns brings a member into a state.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"cairn/controlplane/compile"
 	"cairn/controlplane/store"
 	"cairn/lb/slots"
 )
@@ -25,6 +26,14 @@ type hosts struct {
 	joined      int
 	unreachable map[uint32]bool
 	numbers     map[string]uint32 // by name
+	nodes       map[uint32]bool   // with the role lb
+}
+
+// holdsAll reports whether a host holds every service, whether or not it hosts
+// a backend of it: an LB node does, unless the zone is so large that services
+// have nodes of their own.
+func (h hosts) holdsAll(host uint32) bool {
+	return h.nodes[host] && len(h.nodes) <= compile.AllAnnounce
 }
 
 // cutOff: when more than half of the hypervisors look unreachable, the one that

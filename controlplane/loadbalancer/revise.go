@@ -85,7 +85,7 @@ func (b *Balancers) revise(tx *store.Tx, op cloud.ID, s service) error {
 }
 
 func readHosts(tx *store.Tx) (hosts, error) {
-	h := hosts{unreachable: map[uint32]bool{}, numbers: map[string]uint32{}}
+	h := hosts{unreachable: map[uint32]bool{}, numbers: map[string]uint32{}, nodes: map[uint32]bool{}}
 	docs, err := store.List[store.HypervisorDoc](tx, "")
 	for _, d := range docs {
 		h.numbers[d.Body.Name] = d.Body.Number
@@ -93,6 +93,9 @@ func readHosts(tx *store.Tx) (hosts, error) {
 			continue
 		}
 		h.joined++
+		if d.Body.HasRole(store.RoleLB) {
+			h.nodes[d.Body.Number] = true
+		}
 		if d.Body.Unreachable {
 			h.unreachable[d.Body.Number] = true
 		}
@@ -132,16 +135,15 @@ func (b *Balancers) follow(tx *store.Tx, op cloud.ID, s service) error {
 	if err != nil {
 		return err
 	}
+	before := s.Body.Backends
 	var backends []store.BackendDoc
-	left := 0
-	for _, old := range s.Body.Backends {
+	for _, old := range before {
 		if i := slices.IndexFunc(members, func(m member) bool { return m.ID == old.Instance }); i >= 0 {
 			old.Host, old.Address, old.Down = members[i].Body.HostNumber, members[i].Body.Address, !runs(members[i])
 			backends = append(backends, old)
 			members = slices.Delete(members, i, i+1)
 			continue
 		}
-		left++
 		if err := tx.Free(store.NumberBackend, backendOwner(s.ID, old.Instance)); err != nil {
 			return err
 		}
@@ -151,15 +153,47 @@ func (b *Balancers) follow(tx *store.Tx, op cloud.ID, s service) error {
 		return err
 	}
 	s.Body.Backends = append(backends, fresh...)
+	h, err := readHosts(tx)
+	if err != nil {
+		return err
+	}
 	if op != "" {
-		for _, i := range backendIntents(left) {
+		for _, i := range losses(h, before, backends) {
 			i.Operation = op
 			if err := tx.AddIntent(i); err != nil {
 				return err
 			}
 		}
 	}
-	return b.revise(tx, op, s)
+	o, err := weigh(tx, s, h)
+	if err != nil {
+		return err
+	}
+	return b.put(tx, op, o)
+}
+
+// losses counts what a host loses at most when backends go: those and their
+// checks; and if it is no LB node and had the last one there, all that it held
+// of the service.
+func losses(h hosts, before, after []store.BackendDoc) []store.Intent {
+	here := map[uint32]bool{}
+	for _, b := range after {
+		here[b.Host] = true
+	}
+	gone, whole := 0, false
+	for _, b := range before {
+		if !slices.ContainsFunc(after, func(a store.BackendDoc) bool { return a.Number == b.Number }) {
+			gone++
+			whole = whole || !here[b.Host] && !h.holdsAll(b.Host)
+		}
+	}
+	switch {
+	case gone == 0:
+		return nil
+	case whole:
+		return holdings(len(before))
+	}
+	return backendIntents(gone)
 }
 
 // join makes backends of new members that run.

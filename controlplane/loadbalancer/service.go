@@ -260,11 +260,13 @@ func intents(s service) []store.Intent {
 	if !serves(s) {
 		return nil
 	}
-	counts := []store.Intent{
-		{Class: wire.KindService.String(), Count: 1},
-		{Class: wire.KindSlots.String(), Count: 1},
-	}
-	return append(counts, backendIntents(len(s.Body.Backends))...)
+	return holdings(len(s.Body.Backends))
+}
+
+// holdings of a service with so many backends.
+func holdings(backends int) []store.Intent {
+	return append(backendIntents(backends),
+		store.Intent{Class: wire.KindService.String(), Count: 1}, store.Intent{Class: wire.KindSlots.String(), Count: 1})
 }
 
 func backendIntents(n int) []store.Intent {
