@@ -40,8 +40,12 @@ func (f Failed) Error() string {
 
 // NewCustomer is one of the lab's first organisation.
 func NewCustomer(ctx context.Context, l *lab.Lab) (*Customer, error) {
+	return NewCustomerOver(ctx, l, &http.Transport{MaxIdleConnsPerHost: 4})
+}
+
+// NewCustomerOver reaches the API by a transport of the caller's.
+func NewCustomerOver(ctx context.Context, l *lab.Lab, transport http.RoundTripper) (*Customer, error) {
 	keys := credentials.NewStaticCredentials(l.Credentials().Key, l.Credentials().Secret)
-	transport := &http.Transport{DisableKeepAlives: false, MaxIdleConnsPerHost: 4}
 	client, err := v3.NewClient(keys, v3.ClientOptWithEndpoint(v3.Endpoint(l.API())),
 		v3.ClientOptWithHTTPClient(&http.Client{Transport: transport, Timeout: 30 * time.Second}))
 	if err != nil {
