@@ -185,17 +185,32 @@ func span(r wire.Rule) (from, to uint16) {
 	return 0, 0xffff
 }
 
+// anyProtocol of a rule; the programs know carried alone.
+const anyProtocol = 0
+
+var carried = []uint8{1, 6, 17}
+
+func speaksOf(r wire.Rule, protocol uint8) bool {
+	return r.Protocol == protocol || r.Protocol == anyProtocol
+}
+
 // portRows cuts the port axis of each protocol where a rule begins or ends.
 func portRows(rules []wire.Rule, id uint32, d wire.Direction) []maps.Entry {
 	var out []maps.Entry
 	protocols := map[uint8]bool{}
 	for _, r := range rules {
-		protocols[r.Protocol] = true
+		if r.Protocol != anyProtocol {
+			protocols[r.Protocol] = true
+			continue
+		}
+		for _, proto := range carried {
+			protocols[proto] = true
+		}
 	}
 	for proto := range protocols {
 		var cuts []uint16
 		for _, r := range rules {
-			if r.Protocol == proto {
+			if speaksOf(r, proto) {
 				from, to := span(r)
 				cuts = append(cuts, from)
 				if to < 0xffff {
@@ -211,7 +226,7 @@ func portRows(rules []wire.Rule, id uint32, d wire.Direction) []maps.Entry {
 		for i, at := range cuts {
 			var bits uint64
 			for n, r := range rules {
-				if from, to := span(r); r.Protocol == proto && from <= at && at <= to {
+				if from, to := span(r); speaksOf(r, proto) && from <= at && at <= to {
 					bits |= 1 << n
 				}
 			}
