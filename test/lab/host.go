@@ -190,6 +190,23 @@ func (l *Lab) Uplink(hv int, up bool) error {
 	return nil
 }
 
+// CloseDoor cuts the way of a hypervisor's own services, its health checks
+// among them, to its instances.
+func (l *Lab) CloseDoor(hv int) error {
+	return Host{Namespace: hypervisorNamespace(l.state.Name, hv) + "-svc"}.netlink(func(h *netlink.Handle) error {
+		links, err := h.LinkList()
+		if err != nil {
+			return err
+		}
+		for _, link := range links {
+			if link.Type() == "veth" {
+				return h.LinkSetDown(link)
+			}
+		}
+		return fmt.Errorf("hv%d has no door", hv)
+	})
+}
+
 // KillHypervisor ends everything on a hypervisor at once, as a power cut does:
 // daemons, uplink and workloads, the agent first, so that it tells nobody. Its
 // kernel state stays, since it has no other kernel than ours.
