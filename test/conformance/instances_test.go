@@ -37,10 +37,11 @@ import (
 // they hold, report and acknowledge as soon as something is committed.
 type inhabited struct {
 	*real
-	hosts  *hosttest.Hosts
-	mu     sync.Mutex // on hosts
-	edge   *httptest.Server
-	worker *program.Worker
+	hosts     *hosttest.Hosts
+	mu        sync.Mutex // on hosts
+	edge      *httptest.Server
+	worker    *program.Worker
+	balancers *loadbalancer.Balancers
 }
 
 func newInhabited(t *testing.T, hypervisors int, addresses string) *inhabited {
@@ -74,7 +75,7 @@ func (z *inhabited) serve() {
 	instances := instance.New(s, gate)
 	pools, balancers := pool.New(s, gate, instances), loadbalancer.New(s, gate, quiet)
 	z.worker = program.NewWorker(program.Config{Tasks: s.Tasks(), Owner: "cairnd", Done: pools.Done, Log: quiet})
-	pools.Follower, pools.Wake = balancers, z.worker.Wake
+	pools.Follower, pools.Wake, z.balancers = balancers, z.worker.Wake, balancers
 	edge, err := api.New(api.Config{
 		Handlers: api.Merge(api.Catalogue(zone, "http://127.0.0.1"), gate.Handlers(), sshkey.Handlers(s, gate), antiaffinity.Handlers(s, gate),
 			securitygroup.Handlers(s, gate), instances.Handlers(), pools.Handlers(), balancers.Handlers()),
@@ -92,6 +93,7 @@ func (z *inhabited) serve() {
 	var all sync.WaitGroup
 	hint, stop := s.Subscribe()
 	all.Go(func() { z.worker.Run(ctx) })
+	all.Go(func() { balancers.Run(ctx) })
 	all.Go(func() {
 		for {
 			select {
