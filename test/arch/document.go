@@ -47,8 +47,8 @@ func document(t *Tree) []Violation {
 		if !reference.MatchString(m[1]) {
 			continue
 		}
-		named[ref] = true
 		place, symbol, _ := strings.Cut(ref, ":")
+		named[ref], named[place] = true, true
 		info, err := fs.Stat(t.FS, place)
 		switch {
 		case err != nil:
