@@ -50,7 +50,6 @@ type bench struct {
 }
 
 func newBench(t *testing.T) *bench { return newBenchFor(t, t) }
-
 func newBenchFor(t *testing.T, on tb) *bench {
 	b := &bench{tb: on, t: t, path: filepath.Join(memory(t), string(cloud.NewID())+".db"), now: time.Unix(1_800_000_000, 0)}
 	b.begin()

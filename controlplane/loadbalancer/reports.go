@@ -15,7 +15,6 @@ import (
 	"cairn/cloud"
 	"cairn/cloud/wire"
 	"cairn/controlplane/dist"
-	"cairn/controlplane/fsm"
 	"cairn/controlplane/store"
 )
 
@@ -154,72 +153,6 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	case <-timer.C:
 		return true
 	}
-}
-
-// takeUp looks at every service once after a start, and ends deletions that
-// nobody waits for any more: their operations timed out in an earlier life,
-// and agents that still hold something are told to let go by its tombstones.
-func (b *Balancers) takeUp(ctx context.Context) error {
-	now := b.store.Now()
-	var orphans []store.Ref
-	err := b.store.Read(ctx, func(tx *store.Tx) error {
-		services, err := store.List[store.ServiceDoc](tx, "")
-		if err != nil {
-			return err
-		}
-		for _, s := range services {
-			if serves(s) {
-				b.news.look(s.ID, now)
-			} else if orphans, err = orphan(tx, orphans, s.Ref(), store.Ref{Kind: store.KindLoadBalancer, ID: s.Body.LoadBalancer}); err != nil {
-				return err
-			}
-		}
-		balancers, err := store.List[store.LoadBalancerDoc](tx, "")
-		for _, d := range balancers {
-			if err == nil && fsm.State(d.Body.State) == deleting {
-				orphans, err = orphan(tx, orphans, d.Ref())
-			}
-		}
-		return err
-	})
-	if err != nil || len(orphans) == 0 {
-		return err
-	}
-	_, err = b.store.Write(ctx, func(tx *store.Tx) error {
-		for _, ref := range orphans {
-			if err := forgetOrphan(tx, ref); err != nil && !errors.Is(err, store.ErrNotFound) {
-				return err
-			}
-		}
-		return nil
-	})
-	return err
-}
-
-// orphan adds the first of refs to list if no operation is pending on any.
-func orphan(tx *store.Tx, list []store.Ref, refs ...store.Ref) ([]store.Ref, error) {
-	for _, ref := range refs {
-		pending, err := tx.Pending(ref)
-		if err != nil || len(pending) > 0 {
-			return list, err
-		}
-	}
-	return append(list, refs[0]), nil
-}
-
-func forgetOrphan(tx *store.Tx, ref store.Ref) error {
-	if ref.Kind == store.KindLoadBalancer {
-		d, err := store.Get[store.LoadBalancerDoc](tx, "", ref.ID)
-		if err != nil {
-			return err
-		}
-		return forgetBalancer(tx, "", d)
-	}
-	s, err := store.Get[store.ServiceDoc](tx, "", ref.ID)
-	if err != nil {
-		return err
-	}
-	return forgetService(tx, "", s)
 }
 
 // flush commits what is due, service by service, and says when more will be.
