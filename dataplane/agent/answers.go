@@ -5,6 +5,7 @@ package agent
 import (
 	"cmp"
 	"fmt"
+	stdmaps "maps"
 	"net"
 	"net/netip"
 	"os"
@@ -56,10 +57,7 @@ func (a *Agent) Status() debug.Status {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s.Programmed, s.Repaired, s.Flows = a.programmed, a.repaired, a.flows
-	s.Unsettled = map[string]string{}
-	for unit, reason := range a.loop.Unsettled() {
-		s.Unsettled[unit] = reason
-	}
+	s.Unsettled = stdmaps.Clone(a.loop.Unsettled())
 	return s
 }
 

@@ -111,6 +111,9 @@ func (b *Builder) backend(u *maps.Unit, v wire.Backend) error {
 	if !ok {
 		return fmt.Errorf("host %d is not here", v.Host)
 	}
+	if !host.Endpoint.Is4() {
+		return fmt.Errorf("host %d has endpoint %s: the underlay is IPv4", v.Host, host.Endpoint)
+	}
 	record := bpf.Backend{Flags: bpf.BackendValid, Mac: v.MAC}
 	u.Needs = []string{host.Key().String()}
 	if v.Host == b.facts.Self {
