@@ -59,7 +59,7 @@ func TestRestartOfTheControlPlaneMovesNoSlot(t *testing.T) {
 	streams := c.streams(1)
 	must(t, "restart cairnd", c.Control().Restart())
 	lab.Eventually(t, "agent connected anew", 10*time.Second, func() error {
-		s, err := ask[debug.Status](c.Lab, 1, "status")
+		s, err := story.AskAgent[debug.Status](c.Context(), c.Lab, 1, "status")
 		if err == nil && (!s.Control.Connected || s.Control.Streams == streams) {
 			err = fmt.Errorf("%+v", s.Control)
 		}
@@ -69,7 +69,7 @@ func TestRestartOfTheControlPlaneMovesNoSlot(t *testing.T) {
 	if after := c.services(1); !slices.EqualFunc(before, after, sameTable) {
 		t.Errorf("slots moved:\nbefore %+v\nafter  %+v", before, after)
 	}
-	s, err := ask[debug.Status](c.Lab, 1, "status")
+	s, err := story.AskAgent[debug.Status](c.Context(), c.Lab, 1, "status")
 	must(t, "status", err)
 	if s.Control.Snapshots > 1 {
 		t.Errorf("%d snapshots: a restart of the control plane is no reason for one", s.Control.Snapshots)
@@ -79,7 +79,7 @@ func TestRestartOfTheControlPlaneMovesNoSlot(t *testing.T) {
 
 func (c *cloudUnderTest) services(hv int) []debug.Service {
 	c.Helper()
-	s, err := ask[[]debug.Service](c.Lab, hv, "nlb")
+	s, err := story.AskAgent[[]debug.Service](c.Context(), c.Lab, hv, "nlb")
 	must(c.T, "services", err)
 	if len(s) == 0 {
 		c.Fatalf("hv%d holds no service", hv)
@@ -89,7 +89,7 @@ func (c *cloudUnderTest) services(hv int) []debug.Service {
 
 func (c *cloudUnderTest) streams(hv int) uint64 {
 	c.Helper()
-	s, err := ask[debug.Status](c.Lab, hv, "status")
+	s, err := story.AskAgent[debug.Status](c.Context(), c.Lab, hv, "status")
 	must(c.T, "status", err)
 	return s.Control.Streams
 }

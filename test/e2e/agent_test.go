@@ -6,10 +6,7 @@ package e2e
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -20,31 +17,12 @@ import (
 	"cairn/bpf"
 	"cairn/dataplane/debug"
 	"cairn/test/lab"
+	"cairn/test/story"
 )
 
-// ask puts one question to an agent, over the socket of `cairn debug`.
-func ask[T any](l *lab.Lab, hv int, path string) (T, error) {
-	var answer T
-	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", l.AgentSocket(hv))
-		},
-	}}
-	resp, err := client.Get("http://agent/" + path)
-	if err != nil {
-		return answer, err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return answer, fmt.Errorf("ask hv%d for %s: %s", hv, path, resp.Status)
-	}
-	return answer, json.NewDecoder(resp.Body).Decode(&answer)
-}
-
 // diff is nil when what a hypervisor has programmed is what it is wanted to.
-func diff(l *lab.Lab, hv int) error {
-	d, err := ask[debug.Diff](l, hv, "diff")
+func diff(ctx context.Context, l *lab.Lab, hv int) error {
+	d, err := story.AskAgent[debug.Diff](ctx, l, hv, "diff")
 	if err == nil && !d.Empty() {
 		err = fmt.Errorf("hv%d: programmed differs from desired: %+v", hv, d)
 	}
@@ -56,7 +34,7 @@ type programmed struct{ programs, maps string }
 
 func (c *cloudUnderTest) programmed(hv int) programmed {
 	c.Helper()
-	s, err := ask[debug.Status](c.Lab, hv, "status")
+	s, err := story.AskAgent[debug.Status](c.Context(), c.Lab, hv, "status")
 	must(c.T, "agent's status", err)
 	if len(s.Programs) == 0 || len(s.Maps) == 0 {
 		c.Fatalf("agent names no programs or no maps: %+v", s)
@@ -71,7 +49,7 @@ func (c *cloudUnderTest) inStep() {
 	lab.Eventually(c.T, "agents in step", 10*time.Second, func() error {
 		var services []debug.Digest
 		for hv := 1; hv <= c.Hypervisors(); hv++ {
-			s, err := ask[debug.Status](c.Lab, hv, "status")
+			s, err := story.AskAgent[debug.Status](c.Context(), c.Lab, hv, "status")
 			if err != nil {
 				return err
 			}
@@ -91,7 +69,7 @@ func (c *cloudUnderTest) inStep() {
 // listed.
 func (c *cloudUnderTest) drops(hv int, reason bpf.Reason) uint64 {
 	c.Helper()
-	all, err := ask[[]debug.Drop](c.Lab, hv, "drops")
+	all, err := story.AskAgent[[]debug.Drop](c.Context(), c.Lab, hv, "drops")
 	must(c.T, "drops", err)
 	for _, d := range all {
 		if d.Reason == reason.String() {

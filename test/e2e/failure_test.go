@@ -94,7 +94,7 @@ func TestAgentKilledWhileThePoolGrows(t *testing.T) {
 	if after := c.programmed(1); after != before {
 		t.Errorf("programs or maps were replaced by a restart:\nbefore %+v\nafter  %+v", before, after)
 	}
-	must(t, "programmed equals desired", diff(c.Lab, 1))
+	must(t, "programmed equals desired", diff(c.Context(), c.Lab, 1))
 	c.inStep()
 }
 

@@ -230,7 +230,7 @@ func (c *cloudUnderTest) empty(hv int) error {
 	if left := c.machines(hv); len(left) > 0 {
 		return fmt.Errorf("machines left: %v", left)
 	}
-	status, err := ask[debug.Status](c.Lab, hv, "status")
+	status, err := story.AskAgent[debug.Status](c.Context(), c.Lab, hv, "status")
 	if err != nil {
 		return err
 	}
@@ -239,5 +239,5 @@ func (c *cloudUnderTest) empty(hv int) error {
 			return fmt.Errorf("hv%d: %d items of kind %s left", hv, d.Count, kind)
 		}
 	}
-	return diff(c.Lab, hv)
+	return diff(c.Context(), c.Lab, hv)
 }
