@@ -185,13 +185,16 @@ func (l *Load) run(ctx context.Context, from lab.Host, to netip.AddrPort, every 
 	defer close(l.done)
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	ticker := time.NewTicker(every)
-	defer ticker.Stop()
-	for {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	// Not a ticker: it forgets the ticks that nobody was there for, and the rate
+	// with them.
+	for next := time.Now(); ; next = next.Add(every) {
+		timer.Reset(time.Until(next))
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-timer.C:
 		}
 		l.mu.Lock()
 		l.sent++
