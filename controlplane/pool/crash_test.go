@@ -40,7 +40,7 @@ func TestEveryCommitIsACrashPoint(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := uint64(1)
-	for dies := true; dies && !t.Failed(); n++ {
+	for dies := true; dies && !t.Failed(); n += stride {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			w := newWitness(t, zone, n)
 			w.story()
@@ -48,9 +48,10 @@ func TestEveryCommitIsACrashPoint(t *testing.T) {
 			dies = w.deaths > 0
 		})
 	}
-	t.Logf("%d commits", n-2)
+	// The last story was not cut short: it has fewer commits than n.
+	t.Logf("fewer than %d commits", n-stride)
 	if n < 40 {
-		t.Errorf("only %d commits: the story has become too short", n-2)
+		t.Error("the story has become too short")
 	}
 }
 

@@ -278,7 +278,7 @@ func TestDeleteOfAMember(t *testing.T) {
 	gone := b.do("delete-instance", nil, "id", string(young))
 	b.ends(up, cloud.OperationFailure, cloud.ReasonFault, "was deleted")
 	b.succeeds(gone)
-	b.want(id, cloud.PoolSuspended, 1, 1)
+	b.want(id, cloud.PoolRunning, 1, 1) // as it is wanted now
 	b.succeeds(b.scale(id, 2))
 	b.want(id, cloud.PoolRunning, 2, 2)
 	b.remove(id)

@@ -123,7 +123,14 @@ func (p *Pools) advance(tx *store.Tx, op store.Operation, e fsm.Event) error {
 		return tx.Delete(op.ID, d.Ref())
 	}
 	d.Body.State = cloud.InstancePoolState(r.State)
-	return store.Put(tx, op.ID, d)
+	if err := store.Put(tx, op.ID, d); err != nil {
+		return err
+	}
+	// The member that failed may have gone, or come to run, meanwhile.
+	if d, err = store.Get[store.PoolDoc](tx, "", d.ID); err != nil {
+		return err
+	}
+	return p.heal(tx, d, op.ID)
 }
 
 // settle hears of the operations on pools from the gate: that the members that
@@ -247,20 +254,26 @@ func (p *Pools) follow(tx *store.Tx, id, op cloud.ID) error {
 			op = pending[0].ID
 		}
 	}
-	if state(d) == suspended {
-		members, err := Members(tx, id)
-		if err != nil {
-			return err
-		}
-		ill := func(m instance.Doc) bool { return m.Body.State != cloud.InstanceRunning }
-		if r := machine.Next(suspended, Done); !slices.ContainsFunc(staying(members), ill) {
-			d.Body.State = cloud.InstancePoolState(r.State)
-			if err := store.Put(tx, op, d); err != nil {
-				return err
-			}
-		}
+	if err := p.heal(tx, d, op); err != nil {
+		return err
 	}
 	return p.changed(tx, id, op)
+}
+
+// heal ends the suspension of a pool whose members all run.
+func (p *Pools) heal(tx *store.Tx, d Doc, op cloud.ID) error {
+	if state(d) != suspended {
+		return nil
+	}
+	members, err := Members(tx, d.ID)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(staying(members), func(m instance.Doc) bool { return m.Body.State != cloud.InstanceRunning }) {
+		return nil
+	}
+	d.Body.State = cloud.InstancePoolState(machine.Next(suspended, Done).State)
+	return store.Put(tx, op, d)
 }
 
 // Busy implements instance.Manager.
