@@ -157,7 +157,7 @@ func (l *life) play() slots.Table {
 	l.reports(func() {
 		for _, one := range l.service(l.id).Body.Backends {
 			if one.Instance == fresh {
-				l.says(l.id, one.Number, store.VerdictInitial)
+				l.says(l.id, one.Number, store.VerdictSuccess)
 			}
 		}
 	})

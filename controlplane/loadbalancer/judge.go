@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	// joinWait is how long a new backend waits for its host to say that it knows
-	// it, before it gets flows all the same.
+	// joinWait is how long a new backend waits for its first verdict before it
+	// gets flows all the same.
 	joinWait = 5 * time.Second
 	// removalPeriod and removalShare cap removals by verdict: in each period at
 	// most one backend of so many, and at least one. Checks that err, err together.
@@ -55,7 +55,8 @@ func (h hosts) dead(b store.BackendDoc) bool {
 //   - Unknown is not unhealthy: a backend without a verdict counts as well.
 //   - Below half, all reachable ones are used; else those that fail drain, but
 //     only so many a minute.
-//   - A new backend waits to be known by its host, unless it is needed.
+//   - A new backend waits a little to be found well, which says too that its
+//     host knows it, unless it is needed.
 func judge(backends []store.BackendDoc, h hosts, now time.Time) (after []store.BackendDoc, panicking bool, again time.Time) {
 	after = slices.Clone(backends)
 	reachable, well := 0, 0
@@ -77,7 +78,7 @@ func judge(backends []store.BackendDoc, h hosts, now time.Time) (after []store.B
 		switch {
 		case h.dead(*b):
 			state = store.BackendDead
-		case b.State == store.BackendJoining && now.Sub(b.Since) < joinWait:
+		case b.State == store.BackendJoining && b.Verdict == store.VerdictInitial && now.Sub(b.Since) < joinWait:
 			state = store.BackendJoining
 			again = sooner(again, b.Since.Add(joinWait))
 		case panicking || b.Verdict != store.VerdictFailure:

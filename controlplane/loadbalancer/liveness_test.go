@@ -41,15 +41,18 @@ func TestBackendsFollowThePool(t *testing.T) {
 	b.want(id, "1 active, 2 active", "[1 2]")
 	before := b.table(id)
 
-	// A new one gets flows when its own host knows it.
+	// A new one gets flows when its own host has found it well.
 	b.runs(1)
 	b.want(id, "1 active, 2 active, 3 joining", "[1 2]")
 	s := b.service(id)
-	b.report(1, wire.KindCheck, s.Body.Number, 3, s.Body.Backends[2].Generation, store.VerdictInitial) // not its host
-	b.report(3, wire.KindCheck, s.Body.Number, 3, s.Body.Backends[2].Generation+1, store.VerdictInitial)
+	b.report(1, wire.KindCheck, s.Body.Number, 3, s.Body.Backends[2].Generation, store.VerdictSuccess) // not its host
+	b.pass(0)
+	b.report(3, wire.KindCheck, s.Body.Number, 3, s.Body.Backends[2].Generation+1, store.VerdictSuccess)
+	b.pass(0)
+	b.says(id, 3, store.VerdictInitial)
 	b.pass(0)
 	b.want(id, "1 active, 2 active, 3 joining", "[1 2]")
-	b.says(id, 3, store.VerdictInitial)
+	b.says(id, 3, store.VerdictSuccess)
 	b.pass(0)
 	b.want(id, "1 active, 2 active, 3 active", "[1 2 3]")
 	if moved := slots.Moves(before, b.table(id)); moved > 256/2 || moved == 0 {
@@ -58,12 +61,17 @@ func TestBackendsFollowThePool(t *testing.T) {
 	if got := b.table(id).Draining(); got[1]+got[2] != 256/3 {
 		t.Errorf("predecessors %v", got)
 	}
-	// Or, if that says nothing, after a while.
+	// Or, if that finds nothing, after a while; never, if that finds it ill.
 	b.runs(1)
 	b.pass(joinWait - time.Millisecond)
 	b.want(id, "1 active, 2 active, 3 active, 4 joining", "[1 2 3]")
 	b.pass(time.Millisecond)
 	b.want(id, "1 active, 2 active, 3 active, 4 active", "[1 2 3 4]")
+	b.runs(1)
+	b.says(id, 5, store.VerdictFailure)
+	b.pass(pace)
+	b.want(id, "1 active, 2 active, 3 active, 4 active, 5 draining", "[1 2 3 4]")
+	b.goes("", b.members[4])
 
 	// Those that go are dead at once, and so is the memory of them.
 	op := cloud.NewID()
@@ -77,11 +85,11 @@ func TestBackendsFollowThePool(t *testing.T) {
 	}
 	// Their numbers rest.
 	b.runs(1)
-	b.want(id, "2 active, 3 active, 5 joining", "[2 3]")
+	b.want(id, "2 active, 3 active, 6 joining", "[2 3]")
 	b.goes("", b.members...)
 	b.want(id, "", "[0]")
 	b.runs(1)
-	b.want(id, "6 active", "[6]")
+	b.want(id, "7 active", "[7]")
 }
 
 // TestMembersThatStop: what does not run gets no flow, whatever the others are,

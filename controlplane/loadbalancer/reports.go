@@ -361,16 +361,9 @@ func hear(tx *store.Tx, d dueOne) (outcome, bool, error) {
 }
 
 // tell a backend what its host has found. A host that has just begun to look
-// takes no verdict back; but it knows the backend.
+// takes no verdict back.
 func tell(b *store.BackendDoc, state string) {
-	switch state {
-	case store.VerdictSuccess, store.VerdictFailure:
+	if state == store.VerdictSuccess || state == store.VerdictFailure {
 		b.Verdict = state
-	case store.VerdictInitial:
-	default:
-		return
-	}
-	if b.State == store.BackendJoining {
-		b.Since = time.Time{} // its wait is over
 	}
 }

@@ -80,7 +80,7 @@ const (
 
 // States of a backend.
 const (
-	BackendJoining  = "joining" // its host has not said yet that it knows it; gets no flow
+	BackendJoining  = "joining" // waits for its first verdict; gets no flow yet
 	BackendActive   = "active"
 	BackendDraining = "draining" // gets no new flow, keeps its old ones
 	BackendDead     = "dead"     // gone: its port or its hypervisor
