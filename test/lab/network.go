@@ -17,6 +17,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	ebpflink "github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -39,12 +40,12 @@ func (t topology) build(ctx context.Context) error {
 			return fmt.Errorf("create link %s in %s: %w", l.a.name, l.a.namespace, err)
 		}
 	}
-	pass, err := passProgram()
+	p, err := loadPrograms()
 	if err != nil {
-		return fmt.Errorf("load the XDP program that passes: %w", err)
+		return err
 	}
-	defer pass.Close()
-	if err := each(t.namespaces, func(ns string) error { return t.configure(ns, pass.FD()) }); err != nil {
+	defer p.close()
+	if err := each(t.namespaces, func(ns string) error { return t.configure(ns, p) }); err != nil {
 		return fmt.Errorf("configure links: %w", err)
 	}
 	for ns, text := range t.rules {
@@ -107,7 +108,7 @@ func (l link) create() error {
 	})
 }
 
-func (t topology) configure(ns string, passFD int) error {
+func (t topology) configure(ns string, p programs) error {
 	return inNamespace(ns, func() error {
 		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
@@ -131,7 +132,7 @@ func (t topology) configure(ns string, passFD int) error {
 				if e.namespace != ns {
 					continue
 				}
-				if err := e.configure(h, passFD); err != nil {
+				if err := e.configure(h, p); err != nil {
 					return fmt.Errorf("%s: %w", e.name, err)
 				}
 			}
@@ -141,7 +142,7 @@ func (t topology) configure(ns string, passFD int) error {
 }
 
 // configure runs on a thread in the end's namespace.
-func (e end) configure(h *netlink.Handle, passFD int) error {
+func (e end) configure(h *netlink.Handle, p programs) error {
 	link, err := h.LinkByName(e.name)
 	if err != nil {
 		return err
@@ -152,8 +153,15 @@ func (e end) configure(h *netlink.Handle, passFD int) error {
 		}
 	}
 	if e.passXDP {
-		if err := netlink.LinkSetXdpFdWithFlags(link, passFD, nl.XDP_FLAGS_DRV_MODE); err != nil {
+		if err := netlink.LinkSetXdpFdWithFlags(link, p.pass.FD(), nl.XDP_FLAGS_DRV_MODE); err != nil {
 			return fmt.Errorf("attach XDP: %w", err)
+		}
+	}
+	if e.forgetHash {
+		if err := ebpflink.RawAttachProgram(ebpflink.RawAttachProgramOptions{
+			Target: link.Attrs().Index, Program: p.forget, Attach: ebpf.AttachTCXIngress,
+		}); err != nil {
+			return fmt.Errorf("attach tcx: %w", err)
 		}
 	}
 	if e.address.IsValid() {
@@ -186,13 +194,34 @@ func (t topology) addRoutes(h *netlink.Handle, ns string) error {
 	return nil
 }
 
-// passProgram is the whole of an XDP program that lets everything through: a
-// veth end delivers what an XDP program transmits at it only if it has one too.
-func passProgram() (*ebpf.Program, error) {
-	return ebpf.NewProgram(&ebpf.ProgramSpec{
+// programs are the lab's own, a few instructions each. What they are attached to
+// keeps them.
+type programs struct{ pass, forget *ebpf.Program }
+
+func loadPrograms() (p programs, err error) {
+	// A veth end delivers what an XDP program transmits at it only if it has one
+	// too: this one lets everything through.
+	p.pass, err = ebpf.NewProgram(&ebpf.ProgramSpec{
 		Name: "lab_pass", Type: ebpf.XDP, License: "Apache-2.0",
 		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2 /* XDP_PASS */), asm.Return()},
 	})
+	if err != nil {
+		return p, fmt.Errorf("load the XDP program that passes: %w", err)
+	}
+	p.forget, err = ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "lab_forget_hash", Type: ebpf.SchedCLS, License: "Apache-2.0",
+		Instructions: asm.Instructions{asm.FnSetHashInvalid.Call(), asm.Mov.Imm(asm.R0, -1 /* TCX_NEXT */), asm.Return()},
+	})
+	if err != nil {
+		p.pass.Close()
+		return p, fmt.Errorf("load the program that forgets hashes: %w", err)
+	}
+	return p, nil
+}
+
+func (p programs) close() {
+	p.pass.Close()
+	p.forget.Close()
 }
 
 func loadRules(ctx context.Context, ns, text string) error {

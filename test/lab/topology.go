@@ -53,12 +53,16 @@ type link struct {
 
 // end is one side of a veth. An end that feeds or receives frames of an XDP
 // program finishes its checksums itself; one that such a program transmits to
-// carries a program of its own, since veth drops XDP_TX frames otherwise.
+// carries a program of its own, since veth drops XDP_TX frames otherwise. A
+// router's end towards a client forgets the hash that the client's socket gave
+// its packets: the kernel would choose the next hop by that random number
+// instead of the addresses and ports, as no router does.
 type end struct {
 	namespace, name string
 	address         netip.Prefix // none if invalid
 	finishChecksums bool
 	passXDP         bool
+	forgetHash      bool
 }
 
 type route struct {
@@ -173,7 +177,7 @@ func (t *topology) addClient(lab string, i int) {
 	gateway, address := clientAddresses(i)
 	t.namespaces = append(t.namespaces, cli)
 	t.links = append(t.links, link{
-		a:   end{namespace: rtr, name: fmt.Sprintf("cli%d", i), address: netip.PrefixFrom(gateway, 28), finishChecksums: true},
+		a:   end{namespace: rtr, name: fmt.Sprintf("cli%d", i), address: netip.PrefixFrom(gateway, 28), finishChecksums: true, forgetHash: true},
 		b:   end{namespace: cli, name: clientName, address: netip.PrefixFrom(address, 28), finishChecksums: true, passXDP: true},
 		mtu: 1500,
 	})
