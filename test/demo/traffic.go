@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"math"
 	"net"
 	"net/http"
@@ -28,7 +29,7 @@ const (
 	// tolerance of a backend's share, in points: 4.4 standard deviations of
 	// 1,024 draws with a chance of one in four.
 	tolerance = 6
-	// heldPort is the source port of the connection that is followed.
+	// heldPort is the first that is tried for the connection that is followed.
 	heldPort = 33333
 )
 
@@ -112,25 +113,23 @@ func (d *demo) logged() (int, error) {
 
 // follow holds one connection open and asks everybody on its way about it.
 func (d *demo) follow() error {
+	client, entry, err := d.detour()
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(d.ctx, 5*time.Second)
 	defer cancel()
-	from := d.lab.Client(1)
-	conn, err := from.DialFrom(ctx, "tcp4", heldPort, d.vip.String())
+	conn, err := d.lab.Client(1).DialFrom(ctx, "tcp4", int(client.Port()), d.vip.String())
 	if err != nil {
 		return fmt.Errorf("dial %s: %w", d.vip, err)
 	}
 	defer conn.Close()
-	answer, err := askOver(conn, d.vip)
+	held := held{conn, bufio.NewReader(conn), d.vip}
+	answer, err := held.ask()
 	if err != nil {
 		return fmt.Errorf("ask over the held connection: %w", err)
 	}
-	client := netip.AddrPortFrom(from.Address, heldPort)
 	d.say("%s → %s, answered by %s, which sees %s", client, d.vip, answer.Instance, answer.Peer)
-
-	entry, err := d.entry(client)
-	if err != nil {
-		return err
-	}
 	d.say("the router's hash of it takes the next hop %s: it enters at hv%d", d.lab.Endpoint(entry), entry)
 	command := []string{"debug", "nlb", client.String(), d.vip.String() + "/tcp"}
 	d.say("$ cairn %s --socket %s", strings.Join(command, " "), d.lab.AgentSocket(entry))
@@ -141,17 +140,53 @@ func (d *demo) follow() error {
 	for line := range strings.Lines(text) {
 		d.say("    %s", strings.TrimRight(line, "\n"))
 	}
-	return d.agree(client, answer)
+	return d.agree(client, entry, answer, held)
 }
 
-// agree compares what the hypervisors say about a connection with who answered.
-func (d *demo) agree(client netip.AddrPort, answer story.Answer) error {
-	query := "flow?" + url.Values{"client": {client.String()}, "vip": {d.vip.String() + "/tcp"}}.Encode()
+// detour finds a source port of the client whose connection enters at another
+// hypervisor than the one that hosts its backend.
+func (d *demo) detour() (client netip.AddrPort, entry int, err error) {
+	for port := uint16(heldPort); port < heldPort+64; port++ {
+		client = netip.AddrPortFrom(d.lab.Client(1).Address, port)
+		if entry, err = d.entry(client); err != nil {
+			return client, 0, err
+		}
+		p, err := d.ask(entry, client)
+		if err != nil {
+			return client, 0, err
+		}
+		if p.Endpoint != "local" {
+			return client, entry, nil
+		}
+	}
+	return client, entry, nil
+}
+
+// ask a hypervisor where it sends a connection.
+func (d *demo) ask(hv int, client netip.AddrPort) (debug.Path, error) {
+	query := url.Values{"client": {client.String()}, "vip": {d.vip.String() + "/tcp"}}.Encode()
+	return story.AskAgent[debug.Path](d.ctx, d.lab, hv, "flow?"+query)
+}
+
+// agree compares what the hypervisors say about a connection with who answered,
+// and with the packets that they count of one more request.
+func (d *demo) agree(client netip.AddrPort, entry int, answer story.Answer, held held) error {
+	before, err := d.counters()
+	if err != nil {
+		return err
+	}
+	if _, err := held.ask(); err != nil {
+		return fmt.Errorf("ask again over the held connection: %w", err)
+	}
+	after, err := d.counters()
+	if err != nil {
+		return err
+	}
 	home := d.hosts[answer.Instance]
-	rows := [][]string{{"ASKED", "SLOT", "BACKEND", "AT", "ADDRESS", "KNOWS THE CONNECTION"}}
-	same, knows := true, []int(nil)
+	rows := [][]string{{"ASKED", "SLOT", "BACKEND", "AT", "ADDRESS", "KNOWS THE CONNECTION", "OF ONE MORE REQUEST: SENT ON", "DELIVERED"}}
+	same, knows, way := true, []int(nil), true
 	for hv := 1; hv <= d.lab.Hypervisors(); hv++ {
-		p, err := story.AskAgent[debug.Path](d.ctx, d.lab, hv, query)
+		p, err := d.ask(hv, client)
 		if err != nil {
 			return err
 		}
@@ -159,31 +194,44 @@ func (d *demo) agree(client netip.AddrPort, answer story.Answer) error {
 			knows = append(knows, hv)
 		}
 		same = same && p.Address == netip.AddrPortFrom(home.address, 80).String()
+		sent, delivered := after[hv-1]["sent"]-before[hv-1]["sent"], after[hv-1]["delivered"]-before[hv-1]["delivered"]
+		way = way && (sent > 0) == (hv == entry && entry != home.hv) && (delivered > 0) == (hv == home.hv)
 		rows = append(rows, []string{fmt.Sprintf("hv%d", hv), fmt.Sprint(p.Slot), fmt.Sprint(p.Cur), p.Endpoint, p.Address,
-			map[bool]string{true: "yes", false: "no"}[p.Known]})
+			map[bool]string{true: "yes", false: "no"}[p.Known], fmt.Sprintf("%d packets", sent), fmt.Sprintf("%d packets", delivered)})
 	}
 	d.table(rows)
 	d.check(same, "every hypervisor sends this connection to the backend that answered, %s on hv%d", answer.Instance, home.hv)
+	d.check(way, "the packets enter at hv%d, which encapsulates them to hv%d, which delivers them: no other counter moves", entry, home.hv)
 	d.check(len(knows) == 1 && knows[0] == home.hv, "only hv%d, which hosts that backend, keeps state for it", home.hv)
 	d.check(answer.Peer == client, "the backend sees the client's own %s; its answer goes straight to the router", answer.Peer)
 	return nil
 }
 
-// askOver sends one request over a connection that stays open.
-func askOver(conn net.Conn, to netip.AddrPort) (story.Answer, error) {
+// held is a connection that stays open.
+type held struct {
+	net.Conn
+	reader *bufio.Reader
+	to     netip.AddrPort
+}
+
+func (h held) ask() (story.Answer, error) {
 	var a story.Answer
-	if err := conn.SetDeadline(time.Now().Add(2 * time.Second)); err != nil {
+	if err := h.SetDeadline(time.Now().Add(2 * time.Second)); err != nil {
 		return a, err
 	}
-	if _, err := fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: %s\r\n\r\n", to); err != nil {
+	if _, err := fmt.Fprintf(h, "GET / HTTP/1.1\r\nHost: %s\r\n\r\n", h.to); err != nil {
 		return a, err
 	}
-	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	resp, err := http.ReadResponse(h.reader, nil)
 	if err != nil {
 		return a, err
 	}
 	defer resp.Body.Close()
-	return a, json.NewDecoder(resp.Body).Decode(&a)
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return a, err
+	}
+	return a, json.Unmarshal(body, &a)
 }
 
 // entry is the hypervisor that the router gives a connection to: it asks the
