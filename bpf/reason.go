@@ -26,7 +26,7 @@ func (r uplinkReason) String() string {
 // Reasons lists every reason a program can count, by number.
 func Reasons() []Reason {
 	var all []Reason
-	for r := Reason(0); r < uplinkReasonREASON_MAX; r++ {
+	for r := range uplinkReasonREASON_MAX {
 		if _, ok := reasonNames()[r]; ok && r != uplinkReasonREASON_NONE {
 			all = append(all, r)
 		}

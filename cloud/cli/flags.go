@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"reflect"
 	"strings"
@@ -247,9 +248,7 @@ func (x *call) keepNested(ctx context.Context, body map[string]any, args map[str
 		if json.Unmarshal(now[f.Name], &kept) != nil || kept == nil {
 			continue
 		}
-		for name, v := range said {
-			kept[name] = v
-		}
+		maps.Copy(kept, said)
 		body[f.Name] = kept
 	}
 	return nil

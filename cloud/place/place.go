@@ -12,6 +12,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -152,9 +153,7 @@ func (e antiAffinity) Error() string {
 		}
 	}
 	refusals := map[string]int{"with an instance of it": len(e.fit)}
-	for why, n := range e.refusals {
-		refusals[why] = n
-	}
+	maps.Copy(refusals, e.refusals)
 	return fmt.Sprintf("%v %s: %v%s", ErrAntiAffinity, strings.Join(names, ", "), ErrUnavailable, tally(refusals))
 }
 

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"reflect"
@@ -403,9 +404,7 @@ func TestJSONPath(t *testing.T) {
 
 func TestCatalogue(t *testing.T) {
 	b := newBench(t, func(c *Config) {
-		for id, h := range Catalogue("ch-gva-2", "http://here") {
-			c.Handlers[id] = h
-		}
+		maps.Copy(c.Handlers, Catalogue("ch-gva-2", "http://here"))
 	})
 	for path, want := range map[string]string{
 		"/v2/zone":          `{"zones":[{"name":"ch-gva-2","api-endpoint":"http://here/v2"}]}`,

@@ -12,6 +12,7 @@ import (
 	"hash/crc32"
 	"io/fs"
 	"iter"
+	"maps"
 	"os"
 	"path/filepath"
 
@@ -124,9 +125,7 @@ func (p *past) take(r record) {
 		}
 	}
 	p.revision = r.Revision
-	for op, list := range r.Intents {
-		p.intents[op] = list
-	}
+	maps.Copy(p.intents, r.Intents)
 	for _, line := range r.Gone {
 		key, err := parseKey(line.Key)
 		if err != nil {

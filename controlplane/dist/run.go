@@ -5,6 +5,7 @@ package dist
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -104,9 +105,7 @@ func (s *Server) fill(zone store.Zone, told past, state *compile.State, result c
 	s.shelf.mu.Lock()
 	s.shelf.epoch, s.shelf.floor = zone.Epoch, told.floor
 	s.shelf.graves = told.graves
-	for op, list := range told.intents {
-		s.shelf.intents[op] = list
-	}
+	maps.Copy(s.shelf.intents, told.intents)
 	for e := range state.Entries() {
 		s.shelf.put(e)
 	}

@@ -129,7 +129,7 @@ func newFilter(c api.Call) (filter, error) {
 		}
 	}
 	if text := c.Query.Get("labels"); text != "" {
-		for _, pair := range strings.Split(text, ",") {
+		for pair := range strings.SplitSeq(text, ",") {
 			key, value, ok := strings.Cut(pair, "=")
 			if !ok {
 				return f, cloud.Invalidf("labels", "expected key=value, joined by commas")

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
 	"sync"
 	"time"
@@ -83,9 +84,7 @@ const redacted = `"(redacted)"`
 // event is an entry in the shape of the contract.
 func event(c api.Call, status int, elapsed time.Duration, at time.Time, message string) string {
 	body := make(map[string]json.RawMessage, len(c.Keys))
-	for name, value := range c.Keys {
-		body[name] = value
-	}
+	maps.Copy(body, c.Keys)
 	for _, name := range secretFields {
 		if body[name] != nil {
 			body[name] = json.RawMessage(redacted)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -292,14 +293,12 @@ func (w *walk) hear(n Wait, m *Mark) {
 			m.Status = StatusDone
 			return
 		}
-		for _, f := range n.Fail {
-			if e.Name == f {
-				m.Status, m.Error = StatusFailed, e.Name
-				if e.Detail != "" {
-					m.Error = e.Detail
-				}
-				return
+		if slices.Contains(n.Fail, e.Name) {
+			m.Status, m.Error = StatusFailed, e.Name
+			if e.Detail != "" {
+				m.Error = e.Detail
 			}
+			return
 		}
 	}
 }

@@ -294,7 +294,7 @@ func TestCrashAtEveryStep(t *testing.T) {
 		n := stable(rt, 3, &leaves, fails)
 		var want program.Outcome
 		var wantCalls []string
-		for crash := 0; crash < 200; crash++ {
+		for crash := range 200 {
 			outcome, calls, crashed := crashRun(t, n, fails, crash)
 			if crash == 0 {
 				want, wantCalls = outcome, calls

@@ -197,15 +197,16 @@ func TestCollect(t *testing.T) {
 		"198.51.100.7/32 instance port 9 rank 0 [] []\n" +
 		"203.0.113.1/32 vip port 0 rank 1 [80/tcp] []\n" +
 		"203.0.113.2/32 vip port 0 rank 0 [] [5]\n"
-	got := fmt.Sprintln(Collect(d).Revision)
+	var got strings.Builder
+	got.WriteString(fmt.Sprintln(Collect(d).Revision))
 	for _, w := range Collect(d).Wanted {
-		got += fmt.Sprintf("%s %s port %d rank %d %v %v\n", w.Prefix, w.Origin, w.Port, w.Rank, w.Services, w.Communities)
+		got.WriteString(fmt.Sprintf("%s %s port %d rank %d %v %v\n", w.Prefix, w.Origin, w.Port, w.Rank, w.Services, w.Communities))
 		if w.Drain {
 			t.Errorf("%s drains without a reason", w.Prefix)
 		}
 	}
-	if got != want {
-		t.Errorf("Collect:\n%swant:\n%s", got, want)
+	if got.String() != want {
+		t.Errorf("Collect:\n%swant:\n%s", got.String(), want)
 	}
 	if err := Collect(d).Validate(); err != nil {
 		t.Error(err)

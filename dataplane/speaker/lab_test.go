@@ -435,7 +435,7 @@ func (r *rig) lookUp(bfd bool) {
 }
 
 func forEachRouter(t *testing.T, f func(t *testing.T, router string)) {
-	for _, router := range strings.Fields("bird frr") {
+	for router := range strings.FieldsSeq("bird frr") {
 		t.Run(router, func(t *testing.T) { f(t, router) })
 	}
 }

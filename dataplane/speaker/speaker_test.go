@@ -88,11 +88,12 @@ func (r *fakeRouter) prefixes() string {
 	defer r.mu.Unlock()
 	var out []string
 	for _, x := range r.routes {
-		line := x.Prefix.String()
+		var line strings.Builder
+		line.WriteString(x.Prefix.String())
 		for _, c := range x.Communities {
-			line += " " + c.String()
+			line.WriteString(" " + c.String())
 		}
-		out = append(out, line)
+		out = append(out, line.String())
 	}
 	return strings.Join(out, ", ")
 }

@@ -161,13 +161,14 @@ const (
 )
 
 func (s Step) String() string {
-	out := string(s.Verb) + " " + s.Route.Prefix.String()
+	var out strings.Builder
+	out.WriteString(string(s.Verb) + " " + s.Route.Prefix.String())
 	if s.Verb == Announce {
 		for _, c := range s.Route.Communities {
-			out += " " + c.String()
+			out.WriteString(" " + c.String())
 		}
 	}
-	return out
+	return out.String()
 }
 
 // Plan lists the steps that turn have into want: withdrawals first, because a

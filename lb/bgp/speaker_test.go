@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -88,18 +89,19 @@ func rib(t *testing.T, r *server.BgpServer) []string {
 				if p.PeerAddress != speakerAddress {
 					continue
 				}
-				line := prefix.String()
+				var line strings.Builder
+				line.WriteString(prefix.String())
 				for _, a := range p.Attrs {
 					switch a := a.(type) {
 					case *packet.PathAttributeNextHop:
-						line += " via " + a.Value.String()
+						line.WriteString(" via " + a.Value.String())
 					case *packet.PathAttributeCommunities:
 						for _, c := range a.Value {
-							line += " " + Community(c).String()
+							line.WriteString(" " + Community(c).String())
 						}
 					}
 				}
-				out = append(out, line)
+				out = append(out, line.String())
 			}
 		})
 	must(t, err)

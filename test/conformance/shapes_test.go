@@ -23,9 +23,9 @@ var beyond = []string{
 // method finds the client's method for an operation: get-ssh-key is GetSSHKey.
 func method(id string) (reflect.Method, bool) {
 	c := reflect.TypeFor[*v3.Client]()
-	for i := range c.NumMethod() {
-		if strings.EqualFold(c.Method(i).Name, strings.ReplaceAll(id, "-", "")) {
-			return c.Method(i), true
+	for method := range c.Methods() {
+		if strings.EqualFold(method.Name, strings.ReplaceAll(id, "-", "")) {
+			return method, true
 		}
 	}
 	return reflect.Method{}, false
@@ -102,10 +102,10 @@ func names(t reflect.Type) map[string]reflect.Type {
 	if t = bare(t); t.Kind() != reflect.Struct {
 		return out
 	}
-	for i := range t.NumField() {
-		name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
+	for field := range t.Fields() {
+		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
 		if name != "" && name != "-" {
-			out[name] = t.Field(i).Type
+			out[name] = field.Type
 		}
 	}
 	return out

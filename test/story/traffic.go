@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -147,11 +148,11 @@ func (s Spread) String() string {
 		names = append(names, name)
 	}
 	slices.Sort(names)
-	out := ""
+	var out strings.Builder
 	for _, name := range names {
-		out += fmt.Sprintf("%s %d (%.1f %%)  ", name, s.Answered[name], 100*float64(s.Answered[name])/float64(s.Total()))
+		out.WriteString(fmt.Sprintf("%s %d (%.1f %%)  ", name, s.Answered[name], 100*float64(s.Answered[name])/float64(s.Total())))
 	}
-	return out + fmt.Sprintf("failed %d", len(s.Errors))
+	return out.String() + fmt.Sprintf("failed %d", len(s.Errors))
 }
 
 // Load is a stream of requests at a fixed rate, each over a connection of its

@@ -4,6 +4,7 @@ package exo2
 
 import (
 	"errors"
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
@@ -95,9 +96,7 @@ func TestParseRefuses(t *testing.T) {
 func TestSignThenCheck(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		query := url.Values{}
-		for name, values := range rapid.MapOf(rapid.StringMatching(`[a-z][a-z0-9-]*`), rapid.SliceOfN(rapid.String(), 1, 3)).Draw(t, "query") {
-			query[name] = values
-		}
+		maps.Copy(query, rapid.MapOf(rapid.StringMatching(`[a-z][a-z0-9-]*`), rapid.SliceOfN(rapid.String(), 1, 3)).Draw(t, "query"))
 		r, err := http.NewRequest("POST", "http://h/v2/"+url.PathEscape(rapid.String().Draw(t, "path"))+"?"+query.Encode(), nil)
 		if err != nil {
 			t.Skip(err)
