@@ -58,7 +58,7 @@ type Config struct {
 	Table     *table.Table
 	Log       *slog.Logger
 	// Wait is the first pause before a new connection, a second if not set; it
-	// doubles up to 16 times that.
+	// doubles up to maxWaits times that.
 	Wait time.Duration
 }
 
@@ -181,20 +181,13 @@ func (e errDrained) Error() string { return fmt.Sprintf("asked to come back in %
 // Run joins if need be and keeps a stream open until ctx ends. Whatever fails
 // is tried again, later and later.
 func (c *Client) Run(ctx context.Context) {
-	wait := c.cfg.Wait
+	pauses := pauses{first: c.cfg.Wait}
 	for ctx.Err() == nil {
-		began := time.Now()
 		err := c.once(ctx)
-		c.lost(err)
-		if time.Since(began) > 16*c.cfg.Wait {
-			wait = c.cfg.Wait
-		}
-		pause := wait/2 + rand.N(wait)
+		pause := pauses.next(c.lost(err))
 		var drained errDrained
 		if errors.As(err, &drained) {
 			pause = drained.after
-		} else {
-			wait = min(2*wait, 16*c.cfg.Wait)
 		}
 		select {
 		case <-ctx.Done():
@@ -203,10 +196,31 @@ func (c *Client) Run(ctx context.Context) {
 	}
 }
 
-func (c *Client) lost(err error) {
+// maxWaits: the longest pause, half as long again, is shorter than the time a
+// control plane that has just started gives agents to find it.
+const maxWaits = 8
+
+// pauses between connections: longer and longer while nothing comes of them,
+// short again after a stream that stood. How often the control plane was
+// restarted before is no reason to be away from it for long.
+type pauses struct{ first, wait time.Duration }
+
+// next is the pause after a stream that stood for so long, 0 if there was none.
+func (p *pauses) next(stood time.Duration) time.Duration {
+	if p.wait == 0 || stood >= p.first {
+		p.wait = p.first
+	}
+	wait := p.wait
+	p.wait = min(2*wait, maxWaits*p.first)
+	return wait/2 + rand.N(wait)
+}
+
+// lost notes that there is no stream, and returns for how long there was one.
+func (c *Client) lost(err error) (stood time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.state.Connected {
+		stood = time.Since(c.state.Since)
 		c.state.Connected, c.state.Since = false, time.Now()
 	}
 	reason := fmt.Sprint(err)
@@ -214,6 +228,7 @@ func (c *Client) lost(err error) {
 		c.cfg.Log.Warn("no stream to the control plane", "error", err)
 	}
 	c.state.Error = reason
+	return stood
 }
 
 func (c *Client) once(ctx context.Context) error {
