@@ -16,16 +16,30 @@ import (
 // CAIRN_CRASH_AFTER_COMMIT=N the process kills itself with SIGKILL right after
 // its Nth commit, before anybody hears of it; with CAIRN_COMMIT_COUNT=FILE the
 // number of commits so far stands in FILE, so that a test knows how many there
-// are to try.
+// are to try. CAIRN_CRASH_FILE=FILE is for a process that is to die later, of
+// the commit whose number a test writes into FILE while it runs.
 type crashAid struct {
 	after uint64
+	file  string
 	count string
 	death uint64
 }
 
 func crashAidFromEnv() crashAid {
 	after, _ := strconv.ParseUint(os.Getenv("CAIRN_CRASH_AFTER_COMMIT"), 10, 64)
-	return crashAid{after: after, count: os.Getenv("CAIRN_COMMIT_COUNT")}
+	return crashAid{after: after, file: os.Getenv("CAIRN_CRASH_FILE"), count: os.Getenv("CAIRN_COMMIT_COUNT")}
+}
+
+// last tells whether the process dies of its nth commit.
+func (a crashAid) last(n uint64) bool {
+	if a.file != "" {
+		text, err := os.ReadFile(a.file)
+		if err != nil {
+			return false // nothing is asked for yet
+		}
+		a.after, _ = strconv.ParseUint(string(text), 10, 64)
+	}
+	return n == a.after
 }
 
 // ErrDead: the store has played dead since the commit that WithDeath named.
@@ -45,7 +59,7 @@ func (s *Store) committed() error {
 			s.log.Error("write the number of commits", "error", err)
 		}
 	}
-	if n == s.aid.after {
+	if s.aid.last(n) {
 		syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {} // the signal is on its way; nothing may be answered meanwhile
 	}

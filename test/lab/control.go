@@ -24,6 +24,9 @@ const settleTimeout = 30 * time.Second
 func (l *Lab) program(name string) string { return filepath.Join(l.state.Bin, name) }
 func (l *Lab) controlState() string       { return filepath.Join(l.Folder(), "ctl") }
 
+// ControlState is the state folder of cairnd.
+func (l *Lab) ControlState() string { return l.controlState() }
+
 // hypervisorFolder holds the state and sockets of a hypervisor's daemons.
 func (l *Lab) hypervisorFolder(i int) string {
 	return filepath.Join(l.Folder(), fmt.Sprintf("hv%d", i))

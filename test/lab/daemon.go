@@ -26,7 +26,8 @@ type Daemon struct {
 
 	mu     sync.Mutex // one action at a time
 	record daemonState
-	exit   error // how the last process that we started ended, if it did
+	exit   error         // how the last process that we started ended, if it did
+	ended  chan struct{} // closed when it did
 }
 
 func (l *Lab) add(record daemonState) *Daemon {
@@ -93,19 +94,23 @@ func (d *Daemon) Age() (time.Duration, error) {
 }
 
 // Start starts it; it returns as soon as the program runs, ready or not.
-func (d *Daemon) Start() error {
+func (d *Daemon) Start() error { return d.StartWith() }
+
+// StartWith is Start with more in the environment, KEY=VALUE; the next start
+// knows nothing of it.
+func (d *Daemon) StartWith(environment ...string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.record.Process.alive() {
 		return fmt.Errorf("start %s: it runs already", d.record.Name)
 	}
-	if err := d.launch(); err != nil {
+	if err := d.launch(environment); err != nil {
 		return fmt.Errorf("start %s: %w", d.record.Name, err)
 	}
 	return d.lab.note(d.record)
 }
 
-func (d *Daemon) launch() error {
+func (d *Daemon) launch(environment []string) error {
 	if d.record.After != "" {
 		if err := WaitFor(context.Background(), d.record.After, 5*time.Second, func() error {
 			_, err := os.Stat(d.record.After)
@@ -124,7 +129,7 @@ func (d *Daemon) launch() error {
 	defer log.Close()
 	cmd := exec.Command(d.record.Argv[0], d.record.Argv[1:]...)
 	cmd.Dir = "/"
-	cmd.Env = append(os.Environ(), mark+"="+d.lab.state.Name)
+	cmd.Env = append(append(os.Environ(), environment...), mark+"="+d.lab.state.Name)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if d.record.Inherits {
@@ -141,16 +146,38 @@ func (d *Daemon) launch() error {
 	}
 	// Nobody reaps it before the Wait below, so it has an entry even if it ended.
 	d.record.Process, err = identify(cmd.Process.Pid)
-	d.exit = nil
+	ended := make(chan struct{})
+	d.exit, d.ended = nil, ended
 	go func() {
+		defer close(ended)
 		err := cmd.Wait()
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		if d.record.Process.PID == cmd.Process.Pid {
+		if d.ended == ended {
 			d.exit = err
 		}
 	}()
 	return err
+}
+
+// Wait returns when the process that was started last has ended, with how it
+// ended as (*exec.Cmd).Wait says it, or when ctx ends. It is for those who
+// started it.
+func (d *Daemon) Wait(ctx context.Context) error {
+	d.mu.Lock()
+	ended := d.ended
+	d.mu.Unlock()
+	if ended == nil {
+		return fmt.Errorf("wait for %s: started by somebody else", d.record.Name)
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-ended:
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.exit
 }
 
 // note writes a daemon's process down.
