@@ -8,11 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"net/netip"
 	"path/filepath"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -612,17 +610,6 @@ func (b *bench) deleted(numbers ...int) cloud.ID {
 }
 
 func policy(group int) wire.Key { return wire.Key{Kind: wire.KindPolicy, ID: fmt.Sprint(group)} }
-
-func keysOf(a *agent) []string {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	var keys []string
-	for key := range maps.Keys(a.items) {
-		keys = append(keys, key.String())
-	}
-	slices.Sort(keys)
-	return keys
-}
 
 func mustAddr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
