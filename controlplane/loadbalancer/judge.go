@@ -19,6 +19,9 @@ const (
 	// most one backend of so many, and at least one. Checks that err, err together.
 	removalPeriod = time.Minute
 	removalShare  = 3
+	// patience is how long after a backend joined the shares may differ, so that
+	// no flow is cut for balance alone. Drains of short flows take 3 s.
+	patience = 30 * time.Second
 )
 
 // hosts is what is known of the zone's hypervisors, by number.
@@ -141,15 +144,20 @@ func sooner(a, b time.Time) time.Time {
 
 // assign makes the table of the backends as they are out of the one before.
 // Whoever the old one names and is no backend any more is dead: its port is
-// gone.
-func assign(old slots.Table, backends []store.BackendDoc) slots.Table {
-	var want slots.Want
+// gone. Where backends join one after the other, slots that have just moved are
+// left alone for a while: again is when that ends, zero if none is waited for.
+func assign(old slots.Table, backends []store.BackendDoc, now time.Time) (table slots.Table, again time.Time) {
+	want := slots.Want{Patient: true}
 	known := map[uint32]bool{0: true}
+	var joined time.Time
 	for _, b := range backends {
 		known[b.Number] = true
 		switch b.State {
 		case store.BackendActive:
 			want.Backends = append(want.Backends, b.Number)
+			if b.Since.After(joined) {
+				joined = b.Since
+			}
 		case store.BackendDead:
 			want.Dead = append(want.Dead, b.Number)
 		}
@@ -162,5 +170,14 @@ func assign(old slots.Table, backends []store.BackendDoc) slots.Table {
 			}
 		}
 	}
-	return slots.Assign(old, want)
+	table = slots.Assign(old, want)
+	want.Patient = false
+	balanced := slots.Assign(table, want)
+	switch until := joined.Add(patience); {
+	case slices.Equal(table, balanced):
+		return table, time.Time{}
+	case now.Before(until):
+		return table, until
+	}
+	return balanced, time.Time{}
 }

@@ -43,7 +43,9 @@ func weigh(tx *store.Tx, s service, h hosts, drained ...uint32) (outcome, error)
 	for _, owner := range drained {
 		table = slots.Settle(table, owner)
 	}
-	o.table = assign(table, d.Backends)
+	var balanced time.Time
+	o.table, balanced = assign(table, d.Backends, tx.Now().UTC())
+	o.again = sooner(o.again, balanced)
 	o.moved = !slices.Equal(o.table, old)
 	if o.moved {
 		d.SlotsGeneration++

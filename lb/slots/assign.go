@@ -20,6 +20,11 @@ type Want struct {
 	// Flows, if set, counts the live flows that an owner has in a slot. It is
 	// asked only where a slot moves that has two owners to remember already.
 	Flows func(slot int, owner uint32) int
+
+	// Patient leaves a slot with two owners to remember where it is, if nothing
+	// but balance would move it: it would forget one of them, and cut its flows.
+	// Shares differ until such drains have ended.
+	Patient bool
 }
 
 // Assign makes the table that w wants out of the old one, nil for none, with
@@ -36,6 +41,20 @@ type Want struct {
 //
 // The same want again moves nothing.
 func Assign(old Table, w Want) Table {
+	table := assign(old, w)
+	for w.Patient {
+		// Who has to keep more than its share leaves the odd slots to others, so
+		// that one of these may have to give one more.
+		again := assign(table, w)
+		if slices.Equal(again, table) {
+			break
+		}
+		table = again
+	}
+	return table
+}
+
+func assign(old Table, w Want) Table {
 	a := &assignment{want: w, dead: map[uint32]bool{0: true}, quota: map[uint32]int{}, inherited: map[int]bool{}}
 	for _, d := range w.Dead {
 		a.dead[d] = true
@@ -151,6 +170,9 @@ func (a *assignment) spare() []int {
 		for i, s := range a.table {
 			have, usable := a.quota[s.Cur()]
 			if a.inherited[i] || entangled != (s.Prev() != 0) || usable && have >= 0 {
+				continue
+			}
+			if usable && entangled && a.want.Patient {
 				continue
 			}
 			if usable {

@@ -68,3 +68,58 @@ func TestOneChangeMovesOneShare(t *testing.T) {
 		})
 	})
 }
+
+// Backends that join one after the other, before the drains of the one before
+// have ended, cut no flow: no slot forgets an owner. Once the drains have ended
+// the shares are equal. Without patience flows are cut, which is why it exists.
+func TestPatienceForgetsNobody(t *testing.T) {
+	cut := 0
+	rapid.Check(t, func(t *rapid.T) {
+		first := rapid.IntRange(1, 20).Draw(t, "first")
+		var backends []uint32
+		for i := range first {
+			backends = append(backends, uint32(i+1))
+		}
+		table := tables.Assign(make(tables.Table, tables.Size(first+4)), tables.Want{Backends: backends})
+		for range rapid.IntRange(1, 4).Draw(t, "more") {
+			backends = append(backends, uint32(len(backends)+1))
+			old := table
+			cut += forgotten(old, tables.Assign(old, tables.Want{Backends: backends}))
+			table = tables.Assign(old, tables.Want{Backends: backends, Patient: true})
+			if n := forgotten(old, table); n > 0 {
+				t.Fatalf("%d slots forget an owner when backend %d joins", n, len(backends))
+			}
+			if again := tables.Assign(table, tables.Want{Backends: backends, Patient: true}); !slices.Equal(again, table) {
+				t.Fatal("the same want again moves slots")
+			}
+		}
+		for range backends { // each round of drains may let the next ones move
+			for _, b := range backends {
+				table = tables.Settle(table, b)
+			}
+			table = tables.Assign(table, tables.Want{Backends: backends, Patient: true})
+		}
+		low := len(table) / len(backends)
+		for b, n := range table.Shares() {
+			if n != low && n != low+1 {
+				t.Fatalf("%d owns %d slots of %d among %d once all drains have ended", b, n, len(table), len(backends))
+			}
+		}
+	})
+	if cut == 0 {
+		t.Error("no flow would have been cut without patience either")
+	}
+}
+
+// forgotten counts the slots of which an owner is remembered no more.
+func forgotten(old, table tables.Table) (n int) {
+	for i, s := range table {
+		was := old[i&(len(old)-1)]
+		for _, o := range []uint32{was.Cur(), was.Prev()} {
+			if o != 0 && o != s.Cur() && o != s.Prev() {
+				n++
+			}
+		}
+	}
+	return n
+}
