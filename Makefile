@@ -3,7 +3,7 @@
 # Debian 12, Go and root: they install the packages they need themselves.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build check pure program lab generate format sweep
+.PHONY: help demo test build check pure program lab crash generate format sweep
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ program: ## BPF programs, packet in and packet out
 
 lab: ## stories in network namespaces
 	@scripts/test.sh lab
+
+crash: ## the control plane killed after every single commit of a story (four minutes)
+	@scripts/test.sh crash
 
 generate: ## regenerate the BPF objects and the protocol
 	@scripts/packages.sh

@@ -2,17 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 # Runs the checks and the three rings of tests and prints what each stage took.
 # usage: test.sh [pure|program|lab]   one ring, or everything
+#        test.sh crash               every crash point, of which the lab ring tries a few
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 case "${1:-all}" in
-all | pure | program | lab) ;;
+all | pure | program | lab | crash) ;;
 -h | --help)
-	echo "usage: $0 [pure|program|lab]"
+	echo "usage: $0 [pure|program|lab|crash]"
 	exit 0
 	;;
 *)
-	echo "$0: ring '$1' is not one of pure, program, lab" >&2
+	echo "$0: ring '$1' is not one of pure, program, lab, crash" >&2
 	exit 2
 	;;
 esac
@@ -49,14 +50,16 @@ lab() {
 	dirs=$(tagged lab)
 	[ -z "$dirs" ] || verbose -tags lab -p 1 -count=1 -timeout 20m $dirs
 }
+crash() { CAIRN_CRASH_ALL=1 verbose -tags lab -count=1 -timeout 20m -run '^TestEveryCommitIsACrashPoint$' ./test/e2e; }
 
 if [ "$ring" = all ] || [ "$(id -u)" = 0 ]; then stage install scripts/packages.sh; fi
 stage download go mod download
-if [ "$ring" = all ] || [ "$ring" = lab ]; then stage compile scripts/build.sh; fi
+if [ "$ring" = all ] || [ "$ring" = lab ] || [ "$ring" = crash ]; then stage compile scripts/build.sh; fi
 if [ "$ring" = all ]; then stage check scripts/check.sh; fi
 for r in pure program lab; do
 	if [ "$ring" = all ] || [ "$ring" = $r ]; then stage $r $r; fi
 done
+if [ "$ring" = crash ]; then stage crash crash; fi
 
 printf '\n== passed in %d s\n' $SECONDS
 printf '   %s\n' "${times[@]}"
