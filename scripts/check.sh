@@ -5,6 +5,7 @@
 # laws of the tree are a test of the pure ring (test/arch).
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export CGO_ENABLED=0
 tags=program,lab
 
 quiet() { # quiet NAME COMMAND...: silent unless it prints or fails

@@ -10,6 +10,7 @@ packages=(
 	clang-19 llvm-19 clang-format-19 # BPF programs and their format
 	libbpf-dev linux-libc-dev        # BPF headers
 	protobuf-compiler                # the wire
+	gcc libc6-dev make               # the race detector, this Makefile
 	bird2 frr                        # the lab's routers
 	iproute2 nftables ethtool        # the lab's links and filters
 	curl jq ca-certificates          # the demo
