@@ -69,7 +69,8 @@ type Events interface {
 	// Alive: the host is in lease and holds all that it should; called when that
 	// becomes so and when its uplink goes down or comes back.
 	Alive(ctx context.Context, host string, uplinkDown bool) error
-	// Lost: the host's lease is over. It may well be forwarding.
+	// Lost: the host's lease is over, or its stream is and no packet gets
+	// through to it. It may well be forwarding.
 	Lost(ctx context.Context, host string, since time.Time) error
 	// Refused: a caller was turned away, for the audit. Who is the name in its
 	// certificate or, without one, its address.

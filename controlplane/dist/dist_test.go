@@ -5,6 +5,7 @@ package dist
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -239,6 +240,70 @@ func TestSilence(t *testing.T) {
 	agents[0].down = true
 	agents[0].mu.Unlock()
 	b.eventually("hv1 says that its uplink is down", heard("hv1 alive, uplink down true"))
+}
+
+// TestReachability: who has no stream and answers no LB node is lost at once,
+// and is back when both are. The stream alone costs nothing before its lease.
+func TestReachability(t *testing.T) {
+	b := newBench(t)
+	agents := []*agent{b.join("hv1").connect(), b.join("hv2").connect(), b.join("hv3").connect()}
+	b.inStep(agents...)
+	say := func(state string) {
+		for _, a := range agents[:2] {
+			a.mu.Lock()
+			a.reports = append(a.reports, &agentv1.Report{Kind: agentv1.Kind_KIND_HOST, Key: "3", State: state})
+			a.mu.Unlock()
+		}
+		b.eventually(state+" is heard", func() bool {
+			b.server.leaseMu.Lock()
+			defer b.server.leaseMu.Unlock()
+			answers, said := b.server.leases["hv1"].sees[3]
+			other := b.server.leases["hv2"].sees[3]
+			return said && answers == (state == "reached") && other == answers
+		})
+	}
+	last := func() string {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		for _, n := range slices.Backward(b.notices) {
+			if strings.HasPrefix(n, "hv3 ") {
+				return n
+			}
+		}
+		return ""
+	}
+	stays := func(what, want string) {
+		t.Helper()
+		<-time.After(3 * leaseTick)
+		if got := last(); got != want {
+			t.Errorf("%s: %s", what, got)
+		}
+	}
+	const here, gone = "hv3 alive, uplink down false", "hv3 lost"
+	b.eventually(here, func() bool { return last() == here })
+	say("missed")
+	stays("missed, with a stream", here)
+	say("reached")
+	agents[2].cut()
+	stays("reached, without a stream", here)
+	begin := time.Now()
+	say("missed")
+	b.eventually(gone, func() bool { return last() == gone })
+	if took := time.Since(begin); took > leaseLife/2 {
+		t.Errorf("lost after %s", took)
+	}
+	agents[2].connect()
+	b.inStep(agents...)
+	stays("back, and missed", gone)
+	say("reached")
+	b.eventually(here, func() bool { return last() == here })
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, r := range b.reports {
+		if r.Kind == wire.KindHost {
+			t.Errorf("handed on: %+v", r)
+		}
+	}
 }
 
 // quietFor is how long nothing was heard of an agent.

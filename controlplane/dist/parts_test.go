@@ -182,9 +182,51 @@ func TestNothingIsCreditedBeforeItIsInStep(t *testing.T) {
 		{lease{told: alive, uplinkDown: true}, uplinkDown},
 		{lease{told: uplinkDown}, alive},
 		{lease{told: alive, lost: true, synced: true}, lost},
+		{lease{told: lost, synced: true, missed: true}, lost},
+		{lease{told: alive, synced: true, missed: true}, alive},
 	} {
 		if got := test.lease.due(); got != test.want {
 			t.Errorf("%+v: %d, want %d", test.lease, got, test.want)
+		}
+	}
+}
+
+func TestSevered(t *testing.T) {
+	type words = map[uint32]bool
+	node := func(number uint32, sees words) *lease { return &lease{number: number, sees: sees} }
+	ended := func(number uint32) *lease { return &lease{number: number, ended: true} }
+	up, gone := words{3: true}, words{3: false}
+	tests := []struct {
+		what   string
+		leases []*lease // the third is in question
+		want   bool
+	}{
+		{"killed whole", []*lease{node(1, gone), node(2, gone), ended(3)}, true},
+		{"its agent alone", []*lease{node(1, up), node(2, up), ended(3)}, false},
+		{"its uplink alone", []*lease{node(1, gone), node(2, gone), node(3, nil)}, false},
+		{"nobody asks it", []*lease{node(1, nil), node(2, nil), ended(3)}, false},
+		{"the first of two says so", []*lease{node(1, gone), node(2, up), ended(3)}, true},
+		{"one of three says so", []*lease{node(1, gone), node(2, up), ended(3), node(4, up)}, false},
+		{"it says so itself", []*lease{node(1, nil), node(2, up), {number: 3, ended: true, sees: gone}}, false},
+		{"one that is lost says so", []*lease{{number: 1, lost: true, sees: gone}, node(2, nil), ended(3), node(4, nil)}, false},
+		{"one whose stream has ended says so", []*lease{{number: 1, ended: true, sees: gone}, node(2, up), ended(3)}, false},
+		{"one without an uplink says so", []*lease{{number: 1, uplinkDown: true, sees: gone}, node(2, nil), ended(3), node(4, nil)}, false},
+		{"it is lost already", []*lease{node(1, gone), node(2, gone), {number: 3, ended: true, lost: true}}, false},
+		{"two of three at once", []*lease{node(1, words{2: false, 3: false}), ended(2), ended(3)}, false},
+		{"the second after the first", []*lease{node(1, gone), {number: 2, lost: true}, ended(3)}, false},
+		{"two of four at once", []*lease{node(1, words{2: false, 3: false}), ended(2), ended(3), node(4, nil)}, true},
+		{"one of two", []*lease{node(1, gone), ended(3)}, true},
+	}
+	for _, test := range tests {
+		leases := map[string]*lease{}
+		for _, l := range test.leases {
+			leases[fmt.Sprintf("hv%d", l.number)] = l
+		}
+		for _, l := range leases {
+			l.missed = missed(leases, l.number)
+		}
+		if got := slices.Contains(severed(leases), "hv3"); got != test.want {
+			t.Errorf("%s: severed %t", test.what, got)
 		}
 	}
 }

@@ -81,8 +81,8 @@ func (s *session) status(m *agentv1.Status) {
 		s.acked(m.Revision, 0)
 	}
 	s.server.alive(s.name, s.number, m.UplinkDown, inStep)
-	if len(m.Reports) > 0 {
-		s.report.add(m.Reports)
+	if reports := s.server.sees(s, m.Reports); len(reports) > 0 {
+		s.report.add(reports)
 	}
 	if len(m.Digests) > 0 {
 		s.compare(m)

@@ -72,6 +72,8 @@ var (
 // goroutines of their own, which end with the stream.
 func (s *session) run(hello *agentv1.Hello) error {
 	defer s.cancel(nil)
+	s.server.opened(s)
+	defer s.server.closed(s)
 	s.begin(hello)
 	defer s.end()
 	s.server.Stats.Sessions.Add(1)

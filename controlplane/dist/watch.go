@@ -7,10 +7,12 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"strconv"
 	"time"
 
 	"cairn/cloud/wire"
 	"cairn/controlplane/replica"
+	agentv1 "cairn/proto/agent/v1"
 )
 
 // leaseTick is how often leases are looked at.
@@ -84,6 +86,50 @@ func (s *Server) leaseOf(name string, number uint32) *lease {
 	return l
 }
 
+// opened notes a new stream: what was said on the one before is over.
+func (s *Server) opened(one *session) {
+	s.leaseMu.Lock()
+	defer s.leaseMu.Unlock()
+	l := s.leaseOf(one.name, one.number)
+	l.stream, l.ended, l.sees = one, false, map[uint32]bool{}
+}
+
+// closed notes that a stream has ended, unless there is a newer one.
+func (s *Server) closed(one *session) {
+	s.leaseMu.Lock()
+	defer s.leaseMu.Unlock()
+	if l := s.leases[one.name]; l != nil && l.stream == one {
+		l.ended = true
+		s.tellSoon()
+	}
+}
+
+// sees takes out of an LB node's reports which hosts it reaches, and returns
+// the others.
+func (s *Server) sees(one *session, reports []*agentv1.Report) (others []*agentv1.Report) {
+	s.leaseMu.Lock()
+	defer s.leaseMu.Unlock()
+	l := s.leases[one.name]
+	for _, r := range reports {
+		if r.Kind != agentv1.Kind_KIND_HOST {
+			others = append(others, r)
+			continue
+		}
+		number, err := strconv.ParseUint(r.Key, 10, 32)
+		if err != nil || l == nil || l.stream != one {
+			continue
+		}
+		switch r.State {
+		case "reached", "missed":
+			l.sees[uint32(number)] = r.State == "reached"
+		default:
+			delete(l.sees, uint32(number))
+		}
+		s.tellSoon()
+	}
+	return others
+}
+
 func (s *Server) tellSoon() {
 	select {
 	case s.kick <- struct{}{}:
@@ -137,9 +183,9 @@ func (s *Server) watchLeases(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			s.expireLeases()
 		case <-s.kick:
 		}
+		s.expireLeases()
 		s.tellEvents(ctx)
 	}
 }
@@ -147,12 +193,23 @@ func (s *Server) watchLeases(ctx context.Context) error {
 func (s *Server) expireLeases() {
 	s.leaseMu.Lock()
 	defer s.leaseMu.Unlock()
-	for _, name := range over(s.leases, s.start, s.config.Now()) {
-		l := s.leases[name]
-		l.lost = true
-		s.config.Log.Warn("lease over", "agent", name, "silent since", l.last)
-		s.tracker.Expired(l.number, l.last)
+	for _, l := range s.leases {
+		l.missed = (l.ended || l.told == lost) && missed(s.leases, l.number)
 	}
+	for _, name := range severed(s.leases) {
+		s.lose(name, "stream has ended and no packet gets through")
+	}
+	for _, name := range over(s.leases, s.start, s.config.Now()) {
+		s.lose(name, "lease over")
+	}
+}
+
+// lose a hypervisor. Called with the lock held.
+func (s *Server) lose(name, why string) {
+	l := s.leases[name]
+	l.lost = true
+	s.config.Log.Warn("hypervisor lost: "+why, "agent", name, "silent since", l.last)
+	s.tracker.Expired(l.number, l.last)
 }
 
 // tellEvents brings what Events know in step with what is so, one call after

@@ -130,7 +130,7 @@ func (h *Hypervisors) List(ctx context.Context) ([]store.HypervisorDoc, error) {
 // Fact is what was found about a hypervisor.
 type Fact struct {
 	Name        string
-	Unreachable bool // its lease has expired, or its uplink is down
+	Unreachable bool // its lease has expired, no packet reaches it, or its uplink is down
 	UplinkDown  bool
 	Since       time.Time // unreachable since
 }

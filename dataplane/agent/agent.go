@@ -245,7 +245,7 @@ func (a *Agent) close() {
 
 func (a *Agent) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	for _, part := range []func(context.Context){a.senses.Run, a.client.Run, a.worker.Run, a.collect, a.keep} {
+	for _, part := range []func(context.Context){a.senses.Run, a.client.Run, a.worker.Run, a.collect, a.look, a.keep} {
 		group.Go(func() error { part(ctx); return nil })
 	}
 	group.Go(func() error {

@@ -817,6 +817,7 @@ func (x *Status) GetRevision() uint64 {
 //	instance  running | stopped | error      key: instance id
 //	check     initial | success | failure    key: of the check
 //	slots     drained                        key: service/backend, no live flow left
+//	host      reached | missed | unasked     key: host id, asked through the tunnel by an LB node
 type Report struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          Kind                   `protobuf:"varint,1,opt,name=kind,proto3,enum=cairn.agent.v1.Kind" json:"kind,omitempty"`
