@@ -3,7 +3,7 @@
 # Debian 12, Go and root: they install the packages they need themselves.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build check pure program lab crash race generate format sweep
+.PHONY: help demo test build check pure program lab crash long race generate format sweep
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ lab: ## stories in network namespaces
 
 crash: ## the control plane killed after every single commit of a story (four minutes)
 	@scripts/test.sh crash
+
+long: ## the stories that take longer than a test may
+	CAIRN_LONG=1 scripts/test.sh lab
 
 race: ## the pure ring with the race detector throughout (half an hour)
 	CGO_ENABLED=1 go test -race -timeout 60m ./...

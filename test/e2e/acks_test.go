@@ -6,6 +6,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -49,6 +50,29 @@ func TestAnOperationWaitsForTheAgent(t *testing.T) {
 		}
 		return err
 	})
+}
+
+// TestFullMapFailsOneOperation: an agent that has no room says so, the operation
+// that asked for it fails with the agent's words, and the others go on.
+func TestFullMapFailsOneOperation(t *testing.T) {
+	c := newCloud(t, lab.Config{Hypervisors: 1, Agent: []string{"--map-size", "slots=512"}})
+	c.web(2)
+	add := func(port int64) error {
+		req := story.ServiceOf(fmt.Sprintf("on-%d", port), c.pool)
+		req.Port = port
+		_, err := c.Service(c.nlb.ID, req)
+		return err
+	}
+	must(t, "second service, the last with room", add(81))
+	var failed story.Failed
+	if err := add(82); !errors.As(err, &failed) {
+		t.Fatalf("third service in a map for two: %v", err)
+	}
+	if failed.State != v3.OperationStateFailure || failed.Reason != v3.OperationReasonFault || !strings.Contains(failed.Message, "slots") {
+		t.Errorf("operation ended otherwise than in a fault that names the slots: %v", failed)
+	}
+	c.requests(story.Ports(20000, 100), 1)
+	must(t, "a change of another service", c.Admit(c.group, v3.AddRuleToSecurityGroupRequestProtocolTCP, 7))
 }
 
 // TestRestartOfTheControlPlaneMovesNoSlot: tables are stored, not drawn anew.

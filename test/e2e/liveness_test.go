@@ -97,6 +97,25 @@ func TestSilencedChecksRemoveNothing(t *testing.T) {
 	c.requests(story.Ports(20000, 200), 1)
 }
 
+// TestVIPOutlivesItsAgent: a dead agent is no dead dataplane. CAIRN_LONG=1 (make
+// long) looks for a whole minute.
+func TestVIPOutlivesItsAgent(t *testing.T) {
+	look := 15 * time.Second // three leases
+	if os.Getenv("CAIRN_LONG") != "" {
+		look = time.Minute
+	}
+	c := newCloud(t, lab.Config{Hypervisors: 1})
+	c.web(2)
+	must(t, "kill agent", c.Agent(1).Kill())
+	all := story.StartLoad(t.Context(), c.Lab.Client(1), c.vip, 20)
+	c.sent(all, int(look.Seconds())*20)
+	requests := all.Stop()
+	if failed, sent := story.Failures(requests, time.Time{}, time.Time{}); len(failed) > 0 {
+		t.Errorf("%d of %d requests failed without an agent: %v", len(failed), sent, failed[0].Err)
+	}
+	c.announced(1)
+}
+
 // TestDetachedProgramWithdrawsTheVIP: the speaker looks for itself.
 func TestDetachedProgramWithdrawsTheVIP(t *testing.T) {
 	c := newCloud(t, lab.Config{})

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -97,12 +98,12 @@ func (l *Lab) planHypervisor(i int, token string) error {
 		}
 	}
 	router, endpoint := uplinkAddresses(i)
-	l.add(daemonState{Name: fmt.Sprintf("hv%d/agent", i), Namespace: ns, Argv: []string{
+	l.add(daemonState{Name: fmt.Sprintf("hv%d/agent", i), Namespace: ns, Argv: append([]string{
 		l.program("cairn-agent"), "--name", fmt.Sprintf("hv%d", i), "--state", l.AgentState(i), "--pins", l.Pins(i),
 		"--uplink", uplinkName, "--endpoint", endpoint.String(),
 		"--control", netip.AddrPortFrom(controlAddress, agentPort).String(), "--join", token, "--socket", l.AgentSocket(i),
 		"--netns-prefix", ns, "--roles", l.state.Roles[i-1], "--echo", l.program("cairn-echo"),
-	}})
+	}, l.cfg.Agent...)})
 	l.add(daemonState{Name: fmt.Sprintf("hv%d/bgpd", i), Namespace: ns, Argv: []string{
 		l.program("cairn-bgpd"), "--state", filepath.Join(dir, "bgpd"), "--pins", l.Pins(i), "--socket", l.SpeakerSocket(i),
 		"--local-as", fmt.Sprint(HypervisorAS), "--router-id", endpoint.String(), "--peer", router.String(),
@@ -190,14 +191,39 @@ func (l *Lab) SessionsEstablished() error {
 	return nil
 }
 
-// InStep is nil when every agent has opened its socket.
+// InStep is nil when every agent has joined, is connected, and has programmed
+// what it was told.
 func (l *Lab) InStep() error {
 	for i := 1; i <= l.state.Hypervisors; i++ {
-		conn, err := net.DialTimeout("unix", l.AgentSocket(i), time.Second)
-		if err != nil {
+		if err := l.agentInStep(i); err != nil {
 			return fmt.Errorf("agent of hv%d: %w", i, err)
 		}
-		conn.Close()
+	}
+	return nil
+}
+
+func (l *Lab) agentInStep(i int) error {
+	type mark struct{ Epoch, Revision uint64 }
+	var status struct {
+		Desired, Programmed mark
+		Control             struct{ Connected bool }
+	}
+	client := http.Client{Timeout: time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", l.AgentSocket(i))
+		},
+	}}
+	resp, err := client.Get("http://agent/status")
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(&status); err != nil {
+		return fmt.Errorf("read its status: %w", err)
+	}
+	if !status.Control.Connected || status.Desired.Revision == 0 || status.Desired != status.Programmed {
+		return fmt.Errorf("connected %t, desired %v, programmed %v", status.Control.Connected, status.Desired, status.Programmed)
 	}
 	return nil
 }

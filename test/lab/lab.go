@@ -29,6 +29,7 @@ type Config struct {
 	Clients     int      // default 1
 	Router      string   // BIRD (default) or FRR
 	Roles       []string // of hypervisor 1, 2, …; default "compute,lb"
+	Agent       []string // further flags of every cairn-agent
 	Bin         string   // folder of the built commands
 	Bare        bool     // network and router only, none of our daemons
 	Progress    func(Took)
