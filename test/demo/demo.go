@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -181,8 +182,13 @@ func (d *demo) lastLines() {
 // invite tells how to go on by hand, and how to end it.
 func (d *demo) invite() {
 	bin, vip := d.cfg.Bin, d.vip
+	if here, err := os.Getwd(); err == nil {
+		if short, err := filepath.Rel(here, bin); err == nil && len(short) < len(bin) {
+			bin = short
+		}
+	}
 	d.printf("\nThe cloud is left running. The environment of the API's clients:\n\n%s\n", d.lab.Environment())
-	d.printf("As a customer:\n\n")
+	d.printf("or eval \"$(%s/cairn lab env --name %s)\". As a customer:\n\n", bin, name)
 	for _, verb := range []string{"load-balancer list", "load-balancer get front", "instance list", "instance-pool scale web --size 3", "security-group get web"} {
 		d.printf("  %s/cairn %s\n", bin, verb)
 	}
