@@ -36,27 +36,25 @@ const (
 
 // connect opens the writer (one connection) and the readers.
 func (s *Store) connect(dsn string) error {
-	writerDSN, readerDSN, driver := dsn, dsn, "pgx"
-	s.dialect = postgresDialect
 	if strings.HasPrefix(dsn, "postgres://") || strings.HasPrefix(dsn, "postgresql://") {
-		var err error
-		if writerDSN, err = withTimeouts(dsn); err != nil {
+		s.dialect = postgresDialect
+		bounded, err := withTimeouts(dsn)
+		if err != nil {
 			return err
 		}
-		readerDSN = writerDSN
+		if s.writer, err = sql.Open("pgx", bounded); err != nil {
+			return err
+		}
+		if s.readers, err = sql.Open("pgx", bounded); err != nil {
+			s.writer.Close()
+			return err
+		}
 	} else {
-		s.dialect, driver = sqliteDialect, "sqlite"
-		writerDSN, readerDSN = sqliteDSN(dsn, false), sqliteDSN(dsn, true)
-	}
-	var err error
-	if s.writer, err = sql.Open(driver, writerDSN); err != nil {
-		return err
+		s.dialect = sqliteDialect
+		s.writer = sql.OpenDB(reusing{&sqlite.Driver{}, sqliteDSN(dsn, false)})
+		s.readers = sql.OpenDB(reusing{&sqlite.Driver{}, sqliteDSN(dsn, true)})
 	}
 	s.writer.SetMaxOpenConns(1)
-	if s.readers, err = sql.Open(driver, readerDSN); err != nil {
-		s.writer.Close()
-		return err
-	}
 	s.readers.SetMaxOpenConns(8)
 	s.readers.SetMaxIdleConns(4)
 	return nil

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"testing"
+
+	"modernc.org/sqlite"
+)
+
+func reusingDB(t *testing.T) (*sql.DB, *sql.Conn) {
+	t.Helper()
+	db := sql.OpenDB(reusing{&sqlite.Driver{}, sqliteDSN(filepath.Join(t.TempDir(), "db"), false)})
+	t.Cleanup(func() { db.Close() })
+	conn, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	if _, err := conn.ExecContext(t.Context(), `CREATE TABLE n (i INTEGER); INSERT INTO n VALUES (1), (2), (3)`); err != nil {
+		t.Fatal(err)
+	}
+	return db, conn
+}
+
+// A statement that is being read from is compiled a second time, not executed
+// over itself; and it is the same one that is used afterwards.
+func TestAStatementInUseIsLeftAlone(t *testing.T) {
+	_, conn := reusingDB(t)
+	const text = `SELECT i FROM n WHERE i > $1 ORDER BY i`
+	outer, err := conn.QueryContext(t.Context(), text, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := ""
+	for outer.Next() {
+		var i, j int
+		if err := outer.Scan(&i); err != nil {
+			t.Fatal(err)
+		}
+		switch err := conn.QueryRowContext(t.Context(), text, i).Scan(&j); {
+		case errors.Is(err, sql.ErrNoRows):
+		case err != nil:
+			t.Fatal(err)
+		}
+		got += fmt.Sprintf("%d<%d ", i, j)
+	}
+	if err := outer.Close(); err != nil || got != "1<2 2<3 3<0 " {
+		t.Errorf("read %q, %v", got, err)
+	}
+	if err := conn.Raw(func(c any) error {
+		s := c.(*reusingConn).statements[text]
+		if s == nil || s.busy {
+			return fmt.Errorf("statement is %+v after use", s)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+// Texts beyond the limit are executed all the same, and a change of the tables
+// under a kept statement is noticed.
+func TestStatementsBeyondTheLimit(t *testing.T) {
+	_, conn := reusingDB(t)
+	for i := range maxStatements + 10 {
+		var sum int
+		if err := conn.QueryRowContext(t.Context(), fmt.Sprintf(`SELECT SUM(i) + %d FROM n`, i)).Scan(&sum); err != nil || sum != 6+i {
+			t.Fatalf("query %d: %d, %v", i, sum, err)
+		}
+	}
+	if err := conn.Raw(func(c any) error {
+		if n := len(c.(*reusingConn).statements); n != maxStatements {
+			return fmt.Errorf("%d statements are kept", n)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	if _, err := conn.ExecContext(t.Context(), `ALTER TABLE n ADD COLUMN j INTEGER DEFAULT 7`); err != nil {
+		t.Fatal(err)
+	}
+	var sum int
+	if err := conn.QueryRowContext(t.Context(), `SELECT SUM(i) + 0 FROM n`).Scan(&sum); err != nil || sum != 6 {
+		t.Errorf("after a change of the table: %d, %v", sum, err)
+	}
+}
+
+func TestAStatementOfAnEndedContextIsNotExecuted(t *testing.T) {
+	_, conn := reusingDB(t)
+	const text = `INSERT INTO n VALUES (9)`
+	if _, err := conn.ExecContext(t.Context(), text); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := conn.ExecContext(ctx, text); !errors.Is(err, context.Canceled) {
+		t.Errorf("executed: %v", err)
+	}
+	var n int
+	if err := conn.QueryRowContext(t.Context(), `SELECT COUNT(*) FROM n`).Scan(&n); err != nil || n != 4 {
+		t.Errorf("%d rows, %v", n, err)
+	}
+}
