@@ -39,8 +39,10 @@ type round struct {
 	deaths  int
 	died    string // the step of the first death
 
-	took time.Duration
-	saw  []string // what was there after each step, without ids
+	took    time.Duration
+	most    time.Duration
+	longest string   // the step that took most
+	saw     []string // what was there after each step, without ids
 
 	group, pool v3.UUID
 	nlb         *v3.LoadBalancer
@@ -80,6 +82,21 @@ func (r *round) enter(name string) {
 	defer r.mu.Unlock()
 	r.step = name
 	r.marks[name] = r.campaign.life.count() - r.base + r.commits
+}
+
+// spent notes the step that took longest.
+func (r *round) spent(step string, took time.Duration) {
+	if took > r.most {
+		r.most, r.longest = took, fmt.Sprintf("%s in %q", took.Round(time.Millisecond), step)
+	}
+}
+
+// otherThan tells how the story went differently, "" if it did not.
+func (r *round) otherThan(undisturbed *round) string {
+	if slices.Equal(r.saw, undisturbed.saw) {
+		return ""
+	}
+	return strings.Join(r.saw, "\n") + "\nundisturbed:\n" + strings.Join(undisturbed.saw, "\n")
 }
 
 func (r *round) makeGroup() (err error) {
