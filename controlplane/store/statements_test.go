@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"modernc.org/sqlite"
@@ -37,7 +38,7 @@ func TestAStatementInUseIsLeftAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := ""
+	var got strings.Builder
 	for outer.Next() {
 		var i, j int
 		if err := outer.Scan(&i); err != nil {
@@ -48,10 +49,10 @@ func TestAStatementInUseIsLeftAlone(t *testing.T) {
 		case err != nil:
 			t.Fatal(err)
 		}
-		got += fmt.Sprintf("%d<%d ", i, j)
+		got.WriteString(fmt.Sprintf("%d<%d ", i, j))
 	}
-	if err := outer.Close(); err != nil || got != "1<2 2<3 3<0 " {
-		t.Errorf("read %q, %v", got, err)
+	if err := outer.Close(); err != nil || got.String() != "1<2 2<3 3<0 " {
+		t.Errorf("read %q, %v", got.String(), err)
 	}
 	if err := conn.Raw(func(c any) error {
 		s := c.(*reusingConn).statements[text]
