@@ -152,6 +152,18 @@ func (f *fake) Remove(id string) error {
 	return nil
 }
 
+// locked looks at the driver, or changes it, between two of its calls.
+func (f *fake) locked(do func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	do()
+}
+
+func (f *fake) count() (calls int) {
+	f.locked(func() { calls = f.calls })
+	return calls
+}
+
 // end a machine's workload.
 func (f *fake) end(id string) {
 	f.mu.Lock()
@@ -210,12 +222,12 @@ func TestWorkerTellsAndTriesAgain(t *testing.T) {
 				t.Errorf("%s: %+v, want %+v", id, told[id], want)
 			}
 		}
-		driver.machines["old"] = machine(spec("old", 1, true))
+		driver.locked(func() { driver.machines["old"] = machine(spec("old", 1, true)) })
 		<-time.After(5 * time.Second)
-		if driver.calls != 0 {
+		if driver.count() != 0 {
 			t.Fatal("machines were touched before anything was wanted")
 		}
-		driver.fails["bad"] = true
+		driver.locked(func() { driver.fails["bad"] = true })
 		w.Set(map[string]Want{
 			"good": {Spec: spec("good", 3, true)}, "bad": {Spec: spec("bad", 1, true)},
 			"lost": {Spec: spec("lost", 1, true), Fault: "port 1 is not here"},
@@ -223,15 +235,17 @@ func TestWorkerTellsAndTriesAgain(t *testing.T) {
 		expect("good", Report{"good", 3, "running", ""})
 		expect("bad", Report{"bad", 1, "error", "no room"})
 		expect("lost", Report{"lost", 1, "error", "port 1 is not here"})
-		if _, ok := driver.machines["old"]; ok {
-			t.Error("a machine that is not wanted is still there")
-		}
-		calls := driver.calls
+		driver.locked(func() {
+			if _, ok := driver.machines["old"]; ok {
+				t.Error("a machine that is not wanted is still there")
+			}
+		})
+		calls := driver.count()
 		<-time.After(300 * time.Second)
-		if tries := driver.calls - calls; tries < 8 || tries > 20 {
+		if tries := driver.count() - calls; tries < 8 || tries > 20 {
 			t.Errorf("%d tries in five minutes", tries)
 		}
-		driver.fails["bad"] = false
+		driver.locked(func() { driver.fails["bad"] = false })
 		<-time.After(longest + time.Second)
 		expect("bad", Report{"bad", 1, "running", ""})
 		driver.end("good")
