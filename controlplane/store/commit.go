@@ -30,6 +30,14 @@ func crashAidFromEnv() crashAid {
 	return crashAid{after: after, file: os.Getenv("CAIRN_CRASH_FILE"), count: os.Getenv("CAIRN_COMMIT_COUNT")}
 }
 
+// note replaces the number in one step: whoever reads it finds one.
+func (a crashAid) note(n uint64) error {
+	if err := os.WriteFile(a.count+".new", []byte(strconv.FormatUint(n, 10)), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(a.count+".new", a.count)
+}
+
 // last tells whether the process dies of its nth commit.
 func (a crashAid) last(n uint64) bool {
 	if a.file != "" {
@@ -55,7 +63,7 @@ func WithDeath(n uint64) Option { return func(s *Store) { s.aid.death = n } }
 func (s *Store) committed() error {
 	n := s.commits.Add(1)
 	if s.aid.count != "" {
-		if err := os.WriteFile(s.aid.count, []byte(strconv.FormatUint(n, 10)), 0o600); err != nil {
+		if err := s.aid.note(n); err != nil {
 			s.log.Error("write the number of commits", "error", err)
 		}
 	}
