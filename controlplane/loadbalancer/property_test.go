@@ -112,16 +112,23 @@ func moveBound(before, after []uint32, size int) (bound int, ok bool) {
 }
 
 // owed is how many slots the used backends were still short of, while slots that
-// had just moved were left alone.
-func owed(before slots.Table, active []uint32, size int) (n int) {
+// had just moved were left alone. Once somebody is short, who gets the odd slots
+// of a share is open too, so that each may be short of one more.
+func owed(before slots.Table, active []uint32, size int) int {
 	if len(before) == 0 || len(active) == 0 {
 		return 0
 	}
 	has := before.Shares()
-	for _, b := range active {
-		n += max(0, size/len(active)-has[b]*(size/len(before)))
+	short := func(share int) (n int) {
+		for _, b := range active {
+			n += max(0, share-has[b]*(size/len(before)))
+		}
+		return n
 	}
-	return n
+	if short(size/len(active)) == 0 {
+		return 0
+	}
+	return short((size + len(active) - 1) / len(active))
 }
 
 // TestAnyEvents: whatever happens in whatever order, the table names only
