@@ -44,7 +44,8 @@ const (
 // goes through, and leaves nothing.
 //
 // A run tries every kth commit from a random one on; CAIRN_CRASH_SEED repeats a
-// run, CAIRN_CRASH_ALL=1 tries all, CAIRN_CRASH_AT=n the nth alone.
+// run, CAIRN_CRASH_ALL=1 tries all, CAIRN_CRASH_AT=n the nth alone, or
+// with n+m that and then the mth of the process that takes over.
 func TestEveryCommitIsACrashPoint(t *testing.T) {
 	begin := time.Now()
 	c := newCampaign(t, lab.Config{})
@@ -143,9 +144,14 @@ func choose(t *testing.T, commits int) (points []point, how string) {
 		}
 	}
 	if text := os.Getenv("CAIRN_CRASH_AT"); text != "" {
-		n, err := strconv.Atoi(text)
-		must(t, "CAIRN_CRASH_AT", err)
-		return []point{{after: n}}, "CAIRN_CRASH_AT=" + text
+		first, second, twice := strings.Cut(text, "+")
+		if !twice {
+			second = "0"
+		}
+		after, err1 := strconv.Atoi(first)
+		again, err2 := strconv.Atoi(second)
+		must(t, "CAIRN_CRASH_AT", errors.Join(err1, err2))
+		return []point{{after, again}}, "CAIRN_CRASH_AT=" + text
 	}
 	random := rand.New(rand.NewPCG(seed, 0))
 	if os.Getenv("CAIRN_CRASH_ALL") == "" {
