@@ -62,7 +62,7 @@ func must(t *testing.T, err error) {
 // waitFor polls until ok, and fails with what it last saw.
 func waitFor(t *testing.T, what string, ok func() (bool, any)) {
 	t.Helper()
-	deadline := time.NewTimer(15 * time.Second)
+	deadline := time.NewTimer(60 * time.Second)
 	defer deadline.Stop()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
@@ -73,7 +73,7 @@ func waitFor(t *testing.T, what string, ok func() (bool, any)) {
 		}
 		select {
 		case <-deadline.C:
-			t.Fatalf("%s: not within 15 s; last saw %v", what, saw)
+			t.Fatalf("%s: not within 60 s; last saw %v", what, saw)
 		case <-tick.C:
 		}
 	}
