@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 
-#include "maps.h"
+#include "packet.h"
 #include "reach.h"
 
 /*

@@ -12,7 +12,10 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#include "maps.h"
+#include "maps_flow.h"
+#include "maps_lb.h"
+#include "maps_policy.h"
+#include "maps_port.h"
 
 /*
  * Reading and mending packets. Only the cursor compares against the end of the
