@@ -18,6 +18,7 @@ import (
 const (
 	MaxBody  = 1 << 20 // bytes of one encoded item
 	MaxRules = 64      // rules of a policy and direction: one u64 a bitmap
+	MaxVNI   = 0xfffffd
 	MaxSlots = 16384
 )
 
@@ -66,6 +67,7 @@ func toProto(item Item) proto.Message {
 		return &agentv1.Instance{
 			Id: v.ID, Name: v.Name, Driver: v.Driver, Command: v.Command, UserData: v.UserData,
 			Port: v.Port, Running: v.Running, Generation: v.Generation, Zone: v.Zone,
+			Networks: v.Networks, Type: v.Type, SshKeys: v.SSHKeys, PublicAddress: v.PublicAddress.AsSlice(),
 		}
 	case Port:
 		return portToProto(v)
@@ -86,11 +88,19 @@ func toProto(item Item) proto.Message {
 			Service: v.Service, Backend: v.Backend, Mode: v.Mode, Address: v.Address.AsSlice(), Port: uint32(v.Port),
 			IntervalMs: uint32(v.Interval.Milliseconds()), TimeoutMs: uint32(v.Timeout.Milliseconds()),
 			Retries: v.Retries, Uri: v.URI, Generation: v.Generation,
+			Elastic: v.Elastic, CheckedPort: v.CheckedPort, TlsSni: v.TLSSNI, TlsSkipVerify: v.TLSSkipVerify,
+			StrikesOk: v.StrikesOK,
 		}
 	case Announcement:
 		return &agentv1.Announcement{
 			Address: v.Prefix.Addr().AsSlice(), Bits: uint32(v.Prefix.Bits()), Communities: v.Communities,
 			Service: v.Service, Announcers: v.Announcers,
+		}
+	case Network:
+		return networkToProto(v)
+	case Neighbour:
+		return &agentv1.Neighbour{
+			Vni: v.VNI, Port: v.Port, Host: v.Host, Mac: v.MAC[:], Addresses: slicesOf(v.Addresses), Name: v.Name,
 		}
 	}
 	panic(fmt.Sprintf("wire: no proto for %T", item)) // a noun without a translation cannot pass the round-trip test
@@ -103,6 +113,7 @@ func policyToProto(v Policy) proto.Message {
 			Id: r.ID, Egress: r.Direction == Egress, Protocol: uint32(r.Protocol),
 			PortMin: uint32(r.PortMin), PortMax: uint32(r.PortMax),
 			IcmpType: int32(r.ICMPType), IcmpCode: int32(r.ICMPCode), PeerGroup: r.PeerGroup,
+			Sources: prefixesToProto(r.Sources), Keep: r.Keep,
 		}
 		if r.PeerGroup == 0 {
 			rule.PeerAddress, rule.PeerBits = r.Peer.Addr().AsSlice(), uint32(r.Peer.Bits())
@@ -113,11 +124,39 @@ func policyToProto(v Policy) proto.Message {
 }
 
 func portToProto(v Port) proto.Message {
-	out := &agentv1.Port{
-		Id: v.ID, Instance: v.Instance, Mac: v.MAC[:], Policy: v.Policy, Mtu: v.MTU, Flags: v.Flags,
+	return &agentv1.Port{
+		Id: v.ID, Instance: v.Instance, Mac: v.MAC[:], Addresses: slicesOf(v.Addresses), Policy: v.Policy, Mtu: v.MTU,
+		Flags: uint32(v.Flags), Network: v.Network, Allowed: prefixesToProto(v.Allowed), Active: prefixesToProto(v.Active),
+		RateFrom: v.RateFrom, RateTo: v.RateTo, Flows: v.Flows, EstablishedS: uint32(v.Established / time.Second),
 	}
-	for _, a := range v.Addresses {
-		out.Addresses = append(out.Addresses, a.AsSlice())
+}
+
+func networkToProto(v Network) proto.Message {
+	out := &agentv1.Network{
+		Vni: v.VNI, Id: v.ID, Mtu: v.MTU, Hosts: v.Hosts, BroadcastRate: v.BroadcastRate, Snooping: v.Snooping,
+	}
+	if l := v.Lease; l != nil {
+		out.Lease = &agentv1.Lease{
+			Server: l.Server.AsSlice(), Bits: uint32(l.Bits), Start: l.Start.AsSlice(), End: l.End.AsSlice(),
+			Routers: slicesOf(l.Routers), DnsServers: slicesOf(l.DNSServers), NtpServers: slicesOf(l.NTPServers),
+			DomainSearch: l.DomainSearch,
+		}
+	}
+	return out
+}
+
+func slicesOf(addrs []netip.Addr) [][]byte {
+	var out [][]byte
+	for _, a := range addrs {
+		out = append(out, a.AsSlice())
+	}
+	return out
+}
+
+func prefixesToProto(prefixes []netip.Prefix) []*agentv1.Prefix {
+	var out []*agentv1.Prefix
+	for _, p := range prefixes {
+		out = append(out, &agentv1.Prefix{Address: p.Addr().AsSlice(), Bits: uint32(p.Bits())})
 	}
 	return out
 }
@@ -156,6 +195,27 @@ func (d *decoding) prefix(field string, b []byte, bits uint32) netip.Prefix {
 	return netip.PrefixFrom(a, int(bits)) // host bits are the control plane's concern: it sends what the API was given
 }
 
+func (d *decoding) addrs(field string, list [][]byte) (addrs []netip.Addr) {
+	for _, b := range list {
+		addrs = append(addrs, d.addr(field, b))
+	}
+	return addrs
+}
+
+func (d *decoding) prefixes(field string, list []*agentv1.Prefix) (prefixes []netip.Prefix) {
+	for _, p := range list {
+		prefixes = append(prefixes, d.prefix(field, p.GetAddress(), p.GetBits()))
+	}
+	return prefixes
+}
+
+func (d *decoding) vni(field string, v uint32) uint32 {
+	if v == 0 || v > MaxVNI {
+		d.fail("%s: %d is no network", field, v)
+	}
+	return v
+}
+
 func (d *decoding) mac(field string, b []byte) (mac [6]byte) {
 	if len(b) != len(mac) {
 		d.fail("%s: %d bytes are no MAC", field, len(b))
@@ -190,6 +250,8 @@ var decoders = map[Kind]func([]byte) (Item, error){
 	KindService:      decodeService,
 	KindCheck:        decodeCheck,
 	KindAnnouncement: decodeAnnouncement,
+	KindNetwork:      decodeNetwork,
+	KindNeighbour:    decodeNeighbour,
 }
 
 func decodeHost(b []byte) (Item, error) {
@@ -250,6 +312,7 @@ func decodeRule(d *decoding, i int, r *agentv1.Rule) Rule {
 		ID: d.id(at("id"), r.Id), Protocol: d.protocol(r.Protocol), PeerGroup: r.PeerGroup,
 		PortMin: d.port(at("port_min"), r.PortMin, true), PortMax: d.port(at("port_max"), r.PortMax, true),
 		ICMPType: int16(r.IcmpType), ICMPCode: int16(r.IcmpCode),
+		Sources: d.prefixes(at("sources"), r.Sources), Keep: r.Keep,
 	}
 	if r.Egress {
 		rule.Direction = Egress
@@ -279,7 +342,11 @@ func decodeInstance(b []byte) (Item, error) {
 	}
 	v := Instance{
 		ID: m.Id, Name: m.Name, Driver: m.Driver, Command: m.Command, UserData: m.UserData,
-		Port: d.id("port", m.Port), Running: m.Running, Generation: m.Generation, Zone: m.Zone,
+		Port: m.Port, Running: m.Running, Generation: m.Generation, Zone: m.Zone,
+		Networks: m.Networks, Type: m.Type, SSHKeys: m.SshKeys,
+	}
+	if len(m.PublicAddress) > 0 {
+		v.PublicAddress = d.addr("public_address", m.PublicAddress)
 	}
 	return v, d.err
 }
@@ -291,10 +358,13 @@ func decodePort(b []byte) (Item, error) {
 	}
 	var d decoding
 	p := Port{
-		ID: d.id("id", m.Id), Instance: m.Instance, MAC: d.mac("mac", m.Mac), Policy: m.Policy, MTU: m.Mtu, Flags: m.Flags,
+		ID: d.id("id", m.Id), Instance: m.Instance, MAC: d.mac("mac", m.Mac), Addresses: d.addrs("addresses", m.Addresses),
+		Policy: m.Policy, MTU: m.Mtu, Flags: PortFlag(m.Flags), Network: m.Network,
+		Allowed: d.prefixes("allowed", m.Allowed), Active: d.prefixes("active", m.Active),
+		RateFrom: m.RateFrom, RateTo: m.RateTo, Flows: m.Flows, Established: time.Duration(m.EstablishedS) * time.Second,
 	}
-	for _, a := range m.Addresses {
-		p.Addresses = append(p.Addresses, d.addr("addresses", a))
+	if p.Network > MaxVNI {
+		d.fail("network: %d is no network", p.Network)
 	}
 	return p, d.err
 }
@@ -350,13 +420,20 @@ func decodeCheck(b []byte) (Item, error) {
 		d.fail("interval and timeout must be set")
 	}
 	v := Check{
-		Service: d.id("service", m.Service), Backend: d.id("backend", m.Backend), Mode: m.Mode,
+		Service: m.Service, Backend: m.Backend, Elastic: m.Elastic, CheckedPort: m.CheckedPort, Mode: m.Mode,
 		Address: d.addr("address", m.Address), Port: d.port("port", m.Port, false),
 		Interval: time.Duration(m.IntervalMs) * time.Millisecond, Timeout: time.Duration(m.TimeoutMs) * time.Millisecond,
 		Retries: m.Retries, URI: m.Uri, Generation: m.Generation,
+		TLSSNI: m.TlsSni, TLSSkipVerify: m.TlsSkipVerify, StrikesOK: m.StrikesOk,
 	}
-	if v.Mode != "tcp" && v.Mode != "http" {
-		d.fail("mode: %q is neither tcp nor http", v.Mode)
+	if v.Elastic != 0 {
+		d.id("checked_port", v.CheckedPort)
+	} else {
+		d.id("service", v.Service)
+		d.id("backend", v.Backend)
+	}
+	if v.Mode != "tcp" && v.Mode != "http" && v.Mode != "https" {
+		d.fail("mode: %q is none of tcp, http, https", v.Mode)
 	}
 	return v, d.err
 }
@@ -369,6 +446,45 @@ func decodeAnnouncement(b []byte) (Item, error) {
 	var d decoding
 	v := Announcement{
 		Prefix: d.prefix("prefix", m.Address, m.Bits), Communities: m.Communities, Service: m.Service, Announcers: m.Announcers,
+	}
+	return v, d.err
+}
+
+func decodeNetwork(b []byte) (Item, error) {
+	var m agentv1.Network
+	if err := proto.Unmarshal(b, &m); err != nil {
+		return nil, err
+	}
+	var d decoding
+	v := Network{
+		VNI: d.vni("vni", m.Vni), ID: m.Id, MTU: m.Mtu, Hosts: m.Hosts, BroadcastRate: m.BroadcastRate, Snooping: m.Snooping,
+	}
+	if !slices.IsSorted(v.Hosts) {
+		d.fail("hosts: not ascending")
+	}
+	if l := m.Lease; l != nil {
+		v.Lease = &Lease{
+			Server: d.addr("lease.server", l.Server), Bits: uint8(l.Bits),
+			Start: d.addr("lease.start", l.Start), End: d.addr("lease.end", l.End),
+			Routers: d.addrs("lease.routers", l.Routers), DNSServers: d.addrs("lease.dns_servers", l.DnsServers),
+			NTPServers: d.addrs("lease.ntp_servers", l.NtpServers), DomainSearch: l.DomainSearch,
+		}
+		if l.Bits > uint32(v.Lease.Server.BitLen()) {
+			d.fail("lease.bits: %d is longer than an address", l.Bits)
+		}
+	}
+	return v, d.err
+}
+
+func decodeNeighbour(b []byte) (Item, error) {
+	var m agentv1.Neighbour
+	if err := proto.Unmarshal(b, &m); err != nil {
+		return nil, err
+	}
+	var d decoding
+	v := Neighbour{
+		VNI: d.vni("vni", m.Vni), Port: d.id("port", m.Port), Host: d.id("host", m.Host), MAC: d.mac("mac", m.Mac),
+		Addresses: d.addrs("addresses", m.Addresses), Name: m.Name,
 	}
 	return v, d.err
 }

@@ -32,6 +32,8 @@ const (
 	KindService                      // the same
 	KindCheck                        // the backend's host
 	KindAnnouncement                 // LB nodes (service) or the instance's host
+	KindNetwork                      // hosts with a port in it
+	KindNeighbour                    // the same
 	kindEnd
 )
 
@@ -39,6 +41,7 @@ var kindNames = [kindEnd]string{
 	KindHost: "host", KindClass: "class", KindMember: "member", KindPolicy: "policy",
 	KindInstance: "instance", KindPort: "port", KindBackend: "backend", KindSlots: "slots",
 	KindService: "service", KindCheck: "check", KindAnnouncement: "announcement",
+	KindNetwork: "network", KindNeighbour: "neighbour",
 }
 
 // Kinds lists all kinds in the order of upserts.
@@ -127,8 +130,9 @@ type Policy struct {
 	Rules []Rule // ascending by ID
 }
 
-// Rule admits traffic. PeerGroup 0 means that the peer is Peer; Protocol 0 is
-// any protocol.
+// Rule admits traffic. PeerGroup 0 means that the peer is Peer, else it is the
+// group's members and Sources; Protocol 0 is any protocol. Flows that a rule
+// with Keep has admitted outlive it.
 type Rule struct {
 	ID                 uint32
 	Direction          Direction
@@ -137,9 +141,12 @@ type Rule struct {
 	ICMPType, ICMPCode int16  // -1 any
 	Peer               netip.Prefix
 	PeerGroup          uint32
+	Sources            []netip.Prefix
+	Keep               bool
 }
 
-// Instance is a machine wanted on its host. ID is the API's UUID.
+// Instance is a machine wanted on its host. ID is the API's UUID; Networks are
+// its ports in private networks; PublicAddress may be the zero address.
 type Instance struct {
 	ID         string
 	Name       string
@@ -150,9 +157,25 @@ type Instance struct {
 	Running    bool
 	Generation uint64
 	Zone       string
+
+	Networks      []uint32
+	Type          string
+	SSHKeys       []string
+	PublicAddress netip.Addr
 }
 
-// Port is an instance's interface.
+// PortFlag is an option of a port.
+type PortFlag uint32
+
+// Port flags.
+const (
+	PortFirewall PortFlag = 1 << iota // policy and flow table also in a private network
+	PortSMTP                          // outbound SMTP is not blocked
+	PortFlowLog                       // flows that open and close are logged
+)
+
+// Port is an instance's interface, in the public network or, with Network, in a
+// private one.
 type Port struct {
 	ID        uint32
 	Instance  string
@@ -160,7 +183,15 @@ type Port struct {
 	Addresses []netip.Addr
 	Policy    uint32
 	MTU       uint32
-	Flags     uint32
+	Flags     PortFlag
+
+	Network     uint32         // VNI; 0: the public network
+	Allowed     []netip.Prefix // further sources: elastic IPs, extra addresses
+	Active      []netip.Prefix // the elastic IPs of Allowed that come to this port
+	RateFrom    uint64         // bytes a second from the instance; 0: any
+	RateTo      uint64         // bytes a second towards it; 0: any
+	Flows       uint32         // quota of the flow table; 0: the host's default
+	Established time.Duration  // idle time of an established TCP flow; 0: an hour
 }
 
 // Backend is one instance behind one service. Its number is unique in the zone
@@ -197,18 +228,26 @@ type Service struct {
 	SlotsGeneration uint64
 }
 
-// Check is a health check of one backend, done by the backend's host.
+// Check is a health check, done by the host of what is checked: of one backend,
+// or of one Port that an elastic IP is attached to; then Service and Backend
+// are 0.
 type Check struct {
-	Service    uint32
-	Backend    uint32
-	Mode       string // tcp, http
-	Address    netip.Addr
-	Port       uint16
-	Interval   time.Duration
-	Timeout    time.Duration
-	Retries    uint32
-	URI        string
-	Generation uint64
+	Service     uint32
+	Backend     uint32
+	Elastic     uint32
+	CheckedPort uint32
+	Mode        string // tcp, http, https
+	Address     netip.Addr
+	Port        uint16
+	Interval    time.Duration
+	Timeout     time.Duration
+	Retries     uint32
+	URI         string
+	Generation  uint64
+
+	TLSSNI        string
+	TLSSkipVerify bool
+	StrikesOK     uint32 // successes in a row; 0: one
 }
 
 // Announcement is a prefix to announce. Announcers are hosts in order of rank:
@@ -220,11 +259,50 @@ type Announcement struct {
 	Announcers  []uint32
 }
 
+// Network is a private network: an L2 segment of the hosts with a port in it.
+type Network struct {
+	VNI           uint32
+	ID            string
+	MTU           uint32
+	Hosts         []uint32 // ascending; broadcast goes to them
+	Lease         *Lease   // nil: addresses are the customer's own matter
+	BroadcastRate uint32   // packets a second and port; 0: the default
+	Snooping      bool     // multicast only to ports that joined its group
+}
+
+// Lease is what a managed network hands out beside the address. Server is the
+// network's own address.
+type Lease struct {
+	Server       netip.Addr
+	Bits         uint8
+	Start, End   netip.Addr
+	Routers      []netip.Addr
+	DNSServers   []netip.Addr
+	NTPServers   []netip.Addr
+	DomainSearch []string
+}
+
+// Neighbour is a port of a private network as all hosts of the network see it.
+// Addresses are the leased one and those it is allowed to have.
+type Neighbour struct {
+	VNI       uint32
+	Port      uint32
+	Host      uint32
+	MAC       [6]byte
+	Addresses []netip.Addr
+	Name      string
+}
+
 func number(kind Kind, id uint32) Key { return Key{kind, strconv.FormatUint(uint64(id), 10)} }
 
 // CheckKey names the check of a backend of a service.
 func CheckKey(service, backend uint32) Key {
 	return Key{KindCheck, fmt.Sprintf("%d/%d", service, backend)}
+}
+
+// ElasticCheckKey names the check of a port that an elastic IP is attached to.
+func ElasticCheckKey(elastic, port uint32) Key {
+	return Key{KindCheck, fmt.Sprintf("elastic/%d/%d", elastic, port)}
 }
 
 // Key of each noun.
@@ -237,7 +315,14 @@ func (p Port) Key() Key     { return number(KindPort, p.ID) }
 func (b Backend) Key() Key  { return number(KindBackend, b.ID) }
 func (s Slots) Key() Key    { return number(KindSlots, s.Service) }
 func (s Service) Key() Key  { return number(KindService, s.ID) }
-func (c Check) Key() Key    { return CheckKey(c.Service, c.Backend) }
+func (c Check) Key() Key {
+	if c.Elastic != 0 {
+		return ElasticCheckKey(c.Elastic, c.CheckedPort)
+	}
+	return CheckKey(c.Service, c.Backend)
+}
 func (a Announcement) Key() Key {
 	return Key{KindAnnouncement, a.Prefix.String()}
 }
+func (n Network) Key() Key   { return number(KindNetwork, n.VNI) }
+func (n Neighbour) Key() Key { return number(KindNeighbour, n.Port) }

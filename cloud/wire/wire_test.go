@@ -26,6 +26,20 @@ var samples = []Item{
 	Slots{Service: 4, Generation: 7, Table: bytes.Repeat([]byte{9, 0, 0, 0, 0, 0, 0, 0}, 256)},
 	Service{ID: 4, VIP: netip.MustParseAddr("203.0.113.1"), Port: 80, Protocol: 6, SourceHash: true, Seed: 99, SlotsGeneration: 7},
 	Check{Service: 4, Backend: 9, Mode: "http", Address: netip.MustParseAddr("198.51.100.7"), Port: 8080, Interval: 5 * time.Second, Timeout: 2 * time.Second, Retries: 1, URI: "/healthz", Generation: 1},
+	Policy{ID: 3, Rules: []Rule{{ID: 3, Protocol: 50, ICMPType: -1, ICMPCode: -1, PeerGroup: 5, Keep: true,
+		Sources: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32")}}}},
+	Instance{ID: "6f0d", Name: "db-1", Driver: "netns", Networks: []uint32{7, 8}, Type: "standard.small",
+		SSHKeys: []string{"ssh-ed25519 AAAA me"}, PublicAddress: netip.MustParseAddr("198.51.100.8")},
+	Port{ID: 7, Instance: "6f0d", MAC: [6]byte{2, 0xca, 0, 0, 0, 7}, Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.7")},
+		MTU: 1450, Flags: PortFirewall | PortFlowLog, Network: 12, Allowed: []netip.Prefix{netip.MustParsePrefix("10.0.0.100/32")},
+		Active: []netip.Prefix{netip.MustParsePrefix("2001:db8:1::/96")}, RateFrom: 1e6, RateTo: 2e6, Flows: 65536, Established: time.Minute},
+	Check{Elastic: 4, CheckedPort: 9, Mode: "https", Address: netip.MustParseAddr("198.51.100.7"), Port: 443, Interval: 5 * time.Second, Timeout: 2 * time.Second, TLSSNI: "example.net", TLSSkipVerify: true, StrikesOK: 2},
+	Network{VNI: 12, ID: "aa-12", MTU: 1450, Hosts: []uint32{1, 3}, BroadcastRate: 100, Snooping: true, Lease: &Lease{
+		Server: netip.MustParseAddr("10.0.0.254"), Bits: 24, Start: netip.MustParseAddr("10.0.0.10"), End: netip.MustParseAddr("10.0.0.99"),
+		Routers: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, DNSServers: []netip.Addr{netip.MustParseAddr("9.9.9.9")},
+		NTPServers: []netip.Addr{netip.MustParseAddr("10.0.0.2")}, DomainSearch: []string{"example.net"},
+	}},
+	Neighbour{VNI: 12, Port: 7, Host: 1, MAC: [6]byte{2, 0xca, 0, 0, 0, 7}, Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.7")}, Name: "db-1"},
 	Announcement{Prefix: netip.MustParsePrefix("203.0.113.1/32"), Communities: []uint32{65000 << 16}, Service: true, Announcers: []uint32{1, 2, 3}},
 }
 
@@ -73,6 +87,14 @@ func TestDecodeRefusesWhatNoAgentCanHold(t *testing.T) {
 		Slots{Service: 1, Table: make([]byte, 7)},
 		Check{Service: 1, Backend: 1, Mode: "icmp", Address: netip.MustParseAddr("198.51.100.7"), Port: 1, Interval: time.Second, Timeout: time.Second},
 		Backend{ID: 1, Service: 1, Host: 1, Port: 1, Address: netip.MustParseAddr("198.51.100.7")},
+		Check{Elastic: 1, Mode: "tcp", Address: netip.MustParseAddr("198.51.100.7"), Port: 1, Interval: time.Second, Timeout: time.Second},
+		Check{Mode: "tcp", Address: netip.MustParseAddr("198.51.100.7"), Port: 1, Interval: time.Second, Timeout: time.Second},
+		Network{ID: "no number"},
+		Network{VNI: MaxVNI + 1},
+		Network{VNI: 1, Hosts: []uint32{2, 1}},
+		Network{VNI: 1, Lease: &Lease{Bits: 24}},
+		Neighbour{VNI: 1, Port: 1},
+		Port{ID: 1, Network: MaxVNI + 1},
 	} {
 		body, err := Encode(bad)
 		if err != nil {

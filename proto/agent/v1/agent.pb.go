@@ -44,6 +44,8 @@ const (
 	Kind_KIND_SERVICE      Kind = 9
 	Kind_KIND_CHECK        Kind = 10
 	Kind_KIND_ANNOUNCEMENT Kind = 11
+	Kind_KIND_NETWORK      Kind = 12
+	Kind_KIND_NEIGHBOUR    Kind = 13
 )
 
 // Enum value maps for Kind.
@@ -61,6 +63,8 @@ var (
 		9:  "KIND_SERVICE",
 		10: "KIND_CHECK",
 		11: "KIND_ANNOUNCEMENT",
+		12: "KIND_NETWORK",
+		13: "KIND_NEIGHBOUR",
 	}
 	Kind_value = map[string]int32{
 		"KIND_UNSPECIFIED":  0,
@@ -75,6 +79,8 @@ var (
 		"KIND_SERVICE":      9,
 		"KIND_CHECK":        10,
 		"KIND_ANNOUNCEMENT": 11,
+		"KIND_NETWORK":      12,
+		"KIND_NEIGHBOUR":    13,
 	}
 )
 
@@ -103,6 +109,58 @@ func (x Kind) Number() protoreflect.EnumNumber {
 // Deprecated: Use Kind.Descriptor instead.
 func (Kind) EnumDescriptor() ([]byte, []int) {
 	return file_agent_proto_rawDescGZIP(), []int{0}
+}
+
+type Flow_Event int32
+
+const (
+	Flow_EVENT_UNSPECIFIED Flow_Event = 0
+	Flow_EVENT_OPENED      Flow_Event = 1
+	Flow_EVENT_CLOSED      Flow_Event = 2
+	Flow_EVENT_DENIED      Flow_Event = 3
+)
+
+// Enum value maps for Flow_Event.
+var (
+	Flow_Event_name = map[int32]string{
+		0: "EVENT_UNSPECIFIED",
+		1: "EVENT_OPENED",
+		2: "EVENT_CLOSED",
+		3: "EVENT_DENIED",
+	}
+	Flow_Event_value = map[string]int32{
+		"EVENT_UNSPECIFIED": 0,
+		"EVENT_OPENED":      1,
+		"EVENT_CLOSED":      2,
+		"EVENT_DENIED":      3,
+	}
+)
+
+func (x Flow_Event) Enum() *Flow_Event {
+	p := new(Flow_Event)
+	*p = x
+	return p
+}
+
+func (x Flow_Event) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Flow_Event) Descriptor() protoreflect.EnumDescriptor {
+	return file_agent_proto_enumTypes[1].Descriptor()
+}
+
+func (Flow_Event) Type() protoreflect.EnumType {
+	return &file_agent_proto_enumTypes[1]
+}
+
+func (x Flow_Event) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Flow_Event.Descriptor instead.
+func (Flow_Event) EnumDescriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{12, 0}
 }
 
 type EnrollRequest struct {
@@ -313,6 +371,8 @@ type FromAgent struct {
 	//	*FromAgent_Ack
 	//	*FromAgent_Nack
 	//	*FromAgent_Status
+	//	*FromAgent_Flows
+	//	*FromAgent_Usage
 	Message       isFromAgent_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -391,6 +451,24 @@ func (x *FromAgent) GetStatus() *Status {
 	return nil
 }
 
+func (x *FromAgent) GetFlows() *Flows {
+	if x != nil {
+		if x, ok := x.Message.(*FromAgent_Flows); ok {
+			return x.Flows
+		}
+	}
+	return nil
+}
+
+func (x *FromAgent) GetUsage() *Usage {
+	if x != nil {
+		if x, ok := x.Message.(*FromAgent_Usage); ok {
+			return x.Usage
+		}
+	}
+	return nil
+}
+
 type isFromAgent_Message interface {
 	isFromAgent_Message()
 }
@@ -411,6 +489,14 @@ type FromAgent_Status struct {
 	Status *Status `protobuf:"bytes,4,opt,name=status,proto3,oneof"`
 }
 
+type FromAgent_Flows struct {
+	Flows *Flows `protobuf:"bytes,5,opt,name=flows,proto3,oneof"`
+}
+
+type FromAgent_Usage struct {
+	Usage *Usage `protobuf:"bytes,6,opt,name=usage,proto3,oneof"`
+}
+
 func (*FromAgent_Hello) isFromAgent_Message() {}
 
 func (*FromAgent_Ack) isFromAgent_Message() {}
@@ -418,6 +504,10 @@ func (*FromAgent_Ack) isFromAgent_Message() {}
 func (*FromAgent_Nack) isFromAgent_Message() {}
 
 func (*FromAgent_Status) isFromAgent_Message() {}
+
+func (*FromAgent_Flows) isFromAgent_Message() {}
+
+func (*FromAgent_Usage) isFromAgent_Message() {}
 
 // Hello opens a stream and is the agent's inventory.
 type Hello struct {
@@ -894,6 +984,355 @@ func (x *Report) GetReason() string {
 	return ""
 }
 
+// Flows is a batch of the flow log. It is never waited for: what a full queue or
+// ring buffer had no room for is counted as lost.
+type Flows struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Flows         []*Flow                `protobuf:"bytes,1,rep,name=flows,proto3" json:"flows,omitempty"`
+	Lost          uint64                 `protobuf:"varint,2,opt,name=lost,proto3" json:"lost,omitempty"` // since the agent started
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Flows) Reset() {
+	*x = Flows{}
+	mi := &file_agent_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Flows) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Flows) ProtoMessage() {}
+
+func (x *Flows) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Flows.ProtoReflect.Descriptor instead.
+func (*Flows) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Flows) GetFlows() []*Flow {
+	if x != nil {
+		return x.Flows
+	}
+	return nil
+}
+
+func (x *Flows) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+// Flow is the beginning or the end of one entry of a port's flow table, or a
+// denial. Times are Unix nanoseconds.
+type Flow struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Event           Flow_Event             `protobuf:"varint,1,opt,name=event,proto3,enum=cairn.agent.v1.Flow_Event" json:"event,omitempty"`
+	AtNs            int64                  `protobuf:"varint,2,opt,name=at_ns,json=atNs,proto3" json:"at_ns,omitempty"`
+	Port            uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	Egress          bool                   `protobuf:"varint,4,opt,name=egress,proto3" json:"egress,omitempty"` // direction of the first packet
+	Protocol        uint32                 `protobuf:"varint,5,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Source          []byte                 `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"` // of the first packet
+	Destination     []byte                 `protobuf:"bytes,7,opt,name=destination,proto3" json:"destination,omitempty"`
+	SourcePort      uint32                 `protobuf:"varint,8,opt,name=source_port,json=sourcePort,proto3" json:"source_port,omitempty"`
+	DestinationPort uint32                 `protobuf:"varint,9,opt,name=destination_port,json=destinationPort,proto3" json:"destination_port,omitempty"` // ICMP: type << 8 | code
+	Rule            uint32                 `protobuf:"varint,10,opt,name=rule,proto3" json:"rule,omitempty"`                                             // that admitted it; 0: none was needed, or none did
+	Reason          string                 `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`                                          // of a denial
+	Packets         uint64                 `protobuf:"varint,12,opt,name=packets,proto3" json:"packets,omitempty"`                                       // closed: both ways
+	Bytes           uint64                 `protobuf:"varint,13,opt,name=bytes,proto3" json:"bytes,omitempty"`                                           // closed: of IP, both ways
+	OpenedNs        int64                  `protobuf:"varint,14,opt,name=opened_ns,json=openedNs,proto3" json:"opened_ns,omitempty"`                     // closed: when it opened
+	Service         uint32                 `protobuf:"varint,15,opt,name=service,proto3" json:"service,omitempty"`                                       // 0: not through a load balancer
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Flow) Reset() {
+	*x = Flow{}
+	mi := &file_agent_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Flow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Flow) ProtoMessage() {}
+
+func (x *Flow) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Flow.ProtoReflect.Descriptor instead.
+func (*Flow) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Flow) GetEvent() Flow_Event {
+	if x != nil {
+		return x.Event
+	}
+	return Flow_EVENT_UNSPECIFIED
+}
+
+func (x *Flow) GetAtNs() int64 {
+	if x != nil {
+		return x.AtNs
+	}
+	return 0
+}
+
+func (x *Flow) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Flow) GetEgress() bool {
+	if x != nil {
+		return x.Egress
+	}
+	return false
+}
+
+func (x *Flow) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *Flow) GetSource() []byte {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *Flow) GetDestination() []byte {
+	if x != nil {
+		return x.Destination
+	}
+	return nil
+}
+
+func (x *Flow) GetSourcePort() uint32 {
+	if x != nil {
+		return x.SourcePort
+	}
+	return 0
+}
+
+func (x *Flow) GetDestinationPort() uint32 {
+	if x != nil {
+		return x.DestinationPort
+	}
+	return 0
+}
+
+func (x *Flow) GetRule() uint32 {
+	if x != nil {
+		return x.Rule
+	}
+	return 0
+}
+
+func (x *Flow) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Flow) GetPackets() uint64 {
+	if x != nil {
+		return x.Packets
+	}
+	return 0
+}
+
+func (x *Flow) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Flow) GetOpenedNs() int64 {
+	if x != nil {
+		return x.OpenedNs
+	}
+	return 0
+}
+
+func (x *Flow) GetService() uint32 {
+	if x != nil {
+		return x.Service
+	}
+	return 0
+}
+
+// Usage of ports for metering: counters that only rise while the port lives.
+type Usage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AtNs          int64                  `protobuf:"varint,1,opt,name=at_ns,json=atNs,proto3" json:"at_ns,omitempty"` // Unix nanoseconds
+	Ports         []*PortUsage           `protobuf:"bytes,2,rep,name=ports,proto3" json:"ports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Usage) Reset() {
+	*x = Usage{}
+	mi := &file_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Usage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Usage) ProtoMessage() {}
+
+func (x *Usage) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Usage.ProtoReflect.Descriptor instead.
+func (*Usage) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Usage) GetAtNs() int64 {
+	if x != nil {
+		return x.AtNs
+	}
+	return 0
+}
+
+func (x *Usage) GetPorts() []*PortUsage {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+type PortUsage struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Port           uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	PacketsIn      uint64                 `protobuf:"varint,2,opt,name=packets_in,json=packetsIn,proto3" json:"packets_in,omitempty"` // towards the instance
+	BytesIn        uint64                 `protobuf:"varint,3,opt,name=bytes_in,json=bytesIn,proto3" json:"bytes_in,omitempty"`       // of IP
+	PacketsOut     uint64                 `protobuf:"varint,4,opt,name=packets_out,json=packetsOut,proto3" json:"packets_out,omitempty"`
+	BytesOut       uint64                 `protobuf:"varint,5,opt,name=bytes_out,json=bytesOut,proto3" json:"bytes_out,omitempty"`
+	PacketsDropped uint64                 `protobuf:"varint,6,opt,name=packets_dropped,json=packetsDropped,proto3" json:"packets_dropped,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *PortUsage) Reset() {
+	*x = PortUsage{}
+	mi := &file_agent_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortUsage) ProtoMessage() {}
+
+func (x *PortUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortUsage.ProtoReflect.Descriptor instead.
+func (*PortUsage) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *PortUsage) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *PortUsage) GetPacketsIn() uint64 {
+	if x != nil {
+		return x.PacketsIn
+	}
+	return 0
+}
+
+func (x *PortUsage) GetBytesIn() uint64 {
+	if x != nil {
+		return x.BytesIn
+	}
+	return 0
+}
+
+func (x *PortUsage) GetPacketsOut() uint64 {
+	if x != nil {
+		return x.PacketsOut
+	}
+	return 0
+}
+
+func (x *PortUsage) GetBytesOut() uint64 {
+	if x != nil {
+		return x.BytesOut
+	}
+	return 0
+}
+
+func (x *PortUsage) GetPacketsDropped() uint64 {
+	if x != nil {
+		return x.PacketsDropped
+	}
+	return 0
+}
+
 type ToAgent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Message:
@@ -910,7 +1349,7 @@ type ToAgent struct {
 
 func (x *ToAgent) Reset() {
 	*x = ToAgent{}
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -922,7 +1361,7 @@ func (x *ToAgent) String() string {
 func (*ToAgent) ProtoMessage() {}
 
 func (x *ToAgent) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -935,7 +1374,7 @@ func (x *ToAgent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToAgent.ProtoReflect.Descriptor instead.
 func (*ToAgent) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ToAgent) GetMessage() isToAgent_Message {
@@ -1042,7 +1481,7 @@ type Delta struct {
 
 func (x *Delta) Reset() {
 	*x = Delta{}
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1054,7 +1493,7 @@ func (x *Delta) String() string {
 func (*Delta) ProtoMessage() {}
 
 func (x *Delta) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1067,7 +1506,7 @@ func (x *Delta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delta.ProtoReflect.Descriptor instead.
 func (*Delta) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Delta) GetFrom() uint64 {
@@ -1117,7 +1556,7 @@ type Item struct {
 
 func (x *Item) Reset() {
 	*x = Item{}
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1129,7 +1568,7 @@ func (x *Item) String() string {
 func (*Item) ProtoMessage() {}
 
 func (x *Item) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1142,7 +1581,7 @@ func (x *Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Item.ProtoReflect.Descriptor instead.
 func (*Item) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Item) GetKind() Kind {
@@ -1186,7 +1625,7 @@ type Tombstone struct {
 
 func (x *Tombstone) Reset() {
 	*x = Tombstone{}
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1198,7 +1637,7 @@ func (x *Tombstone) String() string {
 func (*Tombstone) ProtoMessage() {}
 
 func (x *Tombstone) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1211,7 +1650,7 @@ func (x *Tombstone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tombstone.ProtoReflect.Descriptor instead.
 func (*Tombstone) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Tombstone) GetKind() Kind {
@@ -1245,7 +1684,7 @@ type SnapshotBegin struct {
 
 func (x *SnapshotBegin) Reset() {
 	*x = SnapshotBegin{}
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1257,7 +1696,7 @@ func (x *SnapshotBegin) String() string {
 func (*SnapshotBegin) ProtoMessage() {}
 
 func (x *SnapshotBegin) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1270,7 +1709,7 @@ func (x *SnapshotBegin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotBegin.ProtoReflect.Descriptor instead.
 func (*SnapshotBegin) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SnapshotBegin) GetRevision() uint64 {
@@ -1297,7 +1736,7 @@ type SnapshotEnd struct {
 
 func (x *SnapshotEnd) Reset() {
 	*x = SnapshotEnd{}
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1309,7 +1748,7 @@ func (x *SnapshotEnd) String() string {
 func (*SnapshotEnd) ProtoMessage() {}
 
 func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1322,7 +1761,7 @@ func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEnd.ProtoReflect.Descriptor instead.
 func (*SnapshotEnd) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SnapshotEnd) GetRevision() uint64 {
@@ -1352,7 +1791,7 @@ type Intent struct {
 
 func (x *Intent) Reset() {
 	*x = Intent{}
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1364,7 +1803,7 @@ func (x *Intent) String() string {
 func (*Intent) ProtoMessage() {}
 
 func (x *Intent) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1377,7 +1816,7 @@ func (x *Intent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Intent.ProtoReflect.Descriptor instead.
 func (*Intent) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Intent) GetOperation() string {
@@ -1412,7 +1851,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1424,7 +1863,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1437,7 +1876,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Drain) GetReconnectAfterMs() uint32 {
@@ -1466,7 +1905,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1478,7 +1917,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1491,7 +1930,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Host) GetId() uint32 {
@@ -1532,7 +1971,7 @@ type Class struct {
 
 func (x *Class) Reset() {
 	*x = Class{}
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1544,7 +1983,7 @@ func (x *Class) String() string {
 func (*Class) ProtoMessage() {}
 
 func (x *Class) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1557,7 +1996,7 @@ func (x *Class) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Class.ProtoReflect.Descriptor instead.
 func (*Class) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Class) GetId() uint32 {
@@ -1585,7 +2024,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1597,7 +2036,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1610,7 +2049,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Member) GetScope() uint32 {
@@ -1644,7 +2083,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1656,7 +2095,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1669,7 +2108,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Policy) GetId() uint32 {
@@ -1698,13 +2137,15 @@ type Rule struct {
 	PeerAddress   []byte                 `protobuf:"bytes,8,opt,name=peer_address,json=peerAddress,proto3" json:"peer_address,omitempty"`
 	PeerBits      uint32                 `protobuf:"varint,9,opt,name=peer_bits,json=peerBits,proto3" json:"peer_bits,omitempty"`
 	PeerGroup     uint32                 `protobuf:"varint,10,opt,name=peer_group,json=peerGroup,proto3" json:"peer_group,omitempty"` // 0: the peer is the prefix
+	Sources       []*Prefix              `protobuf:"bytes,11,rep,name=sources,proto3" json:"sources,omitempty"`                       // external sources of the peer group
+	Keep          bool                   `protobuf:"varint,12,opt,name=keep,proto3" json:"keep,omitempty"`                            // flows it admitted outlive it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1716,7 +2157,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1729,7 +2170,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Rule) GetId() uint32 {
@@ -1802,6 +2243,72 @@ func (x *Rule) GetPeerGroup() uint32 {
 	return 0
 }
 
+func (x *Rule) GetSources() []*Prefix {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+func (x *Rule) GetKeep() bool {
+	if x != nil {
+		return x.Keep
+	}
+	return false
+}
+
+type Prefix struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Bits          uint32                 `protobuf:"varint,2,opt,name=bits,proto3" json:"bits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Prefix) Reset() {
+	*x = Prefix{}
+	mi := &file_agent_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Prefix) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Prefix) ProtoMessage() {}
+
+func (x *Prefix) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Prefix.ProtoReflect.Descriptor instead.
+func (*Prefix) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *Prefix) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *Prefix) GetBits() uint32 {
+	if x != nil {
+		return x.Bits
+	}
+	return 0
+}
+
 type Instance struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1813,13 +2320,17 @@ type Instance struct {
 	Running       bool                   `protobuf:"varint,7,opt,name=running,proto3" json:"running,omitempty"`
 	Generation    uint64                 `protobuf:"varint,8,opt,name=generation,proto3" json:"generation,omitempty"`
 	Zone          string                 `protobuf:"bytes,9,opt,name=zone,proto3" json:"zone,omitempty"`
+	Networks      []uint32               `protobuf:"varint,10,rep,packed,name=networks,proto3" json:"networks,omitempty"`                        // ports in private networks, ascending
+	Type          string                 `protobuf:"bytes,11,opt,name=type,proto3" json:"type,omitempty"`                                        // instance type, as in standard.small
+	SshKeys       []string               `protobuf:"bytes,12,rep,name=ssh_keys,json=sshKeys,proto3" json:"ssh_keys,omitempty"`                   // in authorized_keys form
+	PublicAddress []byte                 `protobuf:"bytes,13,opt,name=public_address,json=publicAddress,proto3" json:"public_address,omitempty"` // none without a public interface
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1831,7 +2342,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1844,7 +2355,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Instance) GetId() string {
@@ -1910,6 +2421,34 @@ func (x *Instance) GetZone() string {
 	return ""
 }
 
+func (x *Instance) GetNetworks() []uint32 {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
+func (x *Instance) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *Instance) GetSshKeys() []string {
+	if x != nil {
+		return x.SshKeys
+	}
+	return nil
+}
+
+func (x *Instance) GetPublicAddress() []byte {
+	if x != nil {
+		return x.PublicAddress
+	}
+	return nil
+}
+
 type Port struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1918,14 +2457,21 @@ type Port struct {
 	Addresses     [][]byte               `protobuf:"bytes,4,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	Policy        uint32                 `protobuf:"varint,5,opt,name=policy,proto3" json:"policy,omitempty"`
 	Mtu           uint32                 `protobuf:"varint,6,opt,name=mtu,proto3" json:"mtu,omitempty"`
-	Flags         uint32                 `protobuf:"varint,7,opt,name=flags,proto3" json:"flags,omitempty"`
+	Flags         uint32                 `protobuf:"varint,7,opt,name=flags,proto3" json:"flags,omitempty"`                                    // wire.PortFlag
+	Network       uint32                 `protobuf:"varint,8,opt,name=network,proto3" json:"network,omitempty"`                                // VNI; 0: the public network
+	Allowed       []*Prefix              `protobuf:"bytes,9,rep,name=allowed,proto3" json:"allowed,omitempty"`                                 // further sources and destinations: elastic IPs, extra addresses
+	RateFrom      uint64                 `protobuf:"varint,10,opt,name=rate_from,json=rateFrom,proto3" json:"rate_from,omitempty"`             // bytes a second from the instance; 0: any
+	RateTo        uint64                 `protobuf:"varint,11,opt,name=rate_to,json=rateTo,proto3" json:"rate_to,omitempty"`                   // bytes a second towards it; 0: any
+	Flows         uint32                 `protobuf:"varint,12,opt,name=flows,proto3" json:"flows,omitempty"`                                   // quota of the flow table; 0: the host's default
+	EstablishedS  uint32                 `protobuf:"varint,13,opt,name=established_s,json=establishedS,proto3" json:"established_s,omitempty"` // idle time of an established TCP flow; 0: an hour
+	Active        []*Prefix              `protobuf:"bytes,14,rep,name=active,proto3" json:"active,omitempty"`                                  // elastic IPs that this port receives, a part of allowed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1937,7 +2483,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1950,7 +2496,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Port) GetId() uint32 {
@@ -2002,6 +2548,55 @@ func (x *Port) GetFlags() uint32 {
 	return 0
 }
 
+func (x *Port) GetNetwork() uint32 {
+	if x != nil {
+		return x.Network
+	}
+	return 0
+}
+
+func (x *Port) GetAllowed() []*Prefix {
+	if x != nil {
+		return x.Allowed
+	}
+	return nil
+}
+
+func (x *Port) GetRateFrom() uint64 {
+	if x != nil {
+		return x.RateFrom
+	}
+	return 0
+}
+
+func (x *Port) GetRateTo() uint64 {
+	if x != nil {
+		return x.RateTo
+	}
+	return 0
+}
+
+func (x *Port) GetFlows() uint32 {
+	if x != nil {
+		return x.Flows
+	}
+	return 0
+}
+
+func (x *Port) GetEstablishedS() uint32 {
+	if x != nil {
+		return x.EstablishedS
+	}
+	return 0
+}
+
+func (x *Port) GetActive() []*Prefix {
+	if x != nil {
+		return x.Active
+	}
+	return nil
+}
+
 type Backend struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2019,7 +2614,7 @@ type Backend struct {
 
 func (x *Backend) Reset() {
 	*x = Backend{}
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2031,7 +2626,7 @@ func (x *Backend) String() string {
 func (*Backend) ProtoMessage() {}
 
 func (x *Backend) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2044,7 +2639,7 @@ func (x *Backend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backend.ProtoReflect.Descriptor instead.
 func (*Backend) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Backend) GetId() uint32 {
@@ -2121,7 +2716,7 @@ type Slots struct {
 
 func (x *Slots) Reset() {
 	*x = Slots{}
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2133,7 +2728,7 @@ func (x *Slots) String() string {
 func (*Slots) ProtoMessage() {}
 
 func (x *Slots) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2146,7 +2741,7 @@ func (x *Slots) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slots.ProtoReflect.Descriptor instead.
 func (*Slots) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Slots) GetService() uint32 {
@@ -2186,7 +2781,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2198,7 +2793,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2211,7 +2806,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Service) GetId() uint32 {
@@ -2274,7 +2869,7 @@ type Check struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Service       uint32                 `protobuf:"varint,1,opt,name=service,proto3" json:"service,omitempty"`
 	Backend       uint32                 `protobuf:"varint,2,opt,name=backend,proto3" json:"backend,omitempty"`
-	Mode          string                 `protobuf:"bytes,3,opt,name=mode,proto3" json:"mode,omitempty"` // tcp | http
+	Mode          string                 `protobuf:"bytes,3,opt,name=mode,proto3" json:"mode,omitempty"` // tcp | http | https
 	Address       []byte                 `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"`
 	Port          uint32                 `protobuf:"varint,5,opt,name=port,proto3" json:"port,omitempty"`
 	IntervalMs    uint32                 `protobuf:"varint,6,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"`
@@ -2282,13 +2877,18 @@ type Check struct {
 	Retries       uint32                 `protobuf:"varint,8,opt,name=retries,proto3" json:"retries,omitempty"`
 	Uri           string                 `protobuf:"bytes,9,opt,name=uri,proto3" json:"uri,omitempty"`
 	Generation    uint64                 `protobuf:"varint,10,opt,name=generation,proto3" json:"generation,omitempty"`
+	Elastic       uint32                 `protobuf:"varint,11,opt,name=elastic,proto3" json:"elastic,omitempty"`                            // number of an elastic IP; then service and backend are 0
+	CheckedPort   uint32                 `protobuf:"varint,12,opt,name=checked_port,json=checkedPort,proto3" json:"checked_port,omitempty"` // the port (interface) that an elastic IP's check is about
+	TlsSni        string                 `protobuf:"bytes,13,opt,name=tls_sni,json=tlsSni,proto3" json:"tls_sni,omitempty"`
+	TlsSkipVerify bool                   `protobuf:"varint,14,opt,name=tls_skip_verify,json=tlsSkipVerify,proto3" json:"tls_skip_verify,omitempty"`
+	StrikesOk     uint32                 `protobuf:"varint,15,opt,name=strikes_ok,json=strikesOk,proto3" json:"strikes_ok,omitempty"` // successes in a row; 0: one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2300,7 +2900,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2313,7 +2913,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Check) GetService() uint32 {
@@ -2386,6 +2986,41 @@ func (x *Check) GetGeneration() uint64 {
 	return 0
 }
 
+func (x *Check) GetElastic() uint32 {
+	if x != nil {
+		return x.Elastic
+	}
+	return 0
+}
+
+func (x *Check) GetCheckedPort() uint32 {
+	if x != nil {
+		return x.CheckedPort
+	}
+	return 0
+}
+
+func (x *Check) GetTlsSni() string {
+	if x != nil {
+		return x.TlsSni
+	}
+	return ""
+}
+
+func (x *Check) GetTlsSkipVerify() bool {
+	if x != nil {
+		return x.TlsSkipVerify
+	}
+	return false
+}
+
+func (x *Check) GetStrikesOk() uint32 {
+	if x != nil {
+		return x.StrikesOk
+	}
+	return 0
+}
+
 type Announcement struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
@@ -2399,7 +3034,7 @@ type Announcement struct {
 
 func (x *Announcement) Reset() {
 	*x = Announcement{}
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2411,7 +3046,7 @@ func (x *Announcement) String() string {
 func (*Announcement) ProtoMessage() {}
 
 func (x *Announcement) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2424,7 +3059,7 @@ func (x *Announcement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Announcement.ProtoReflect.Descriptor instead.
 func (*Announcement) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Announcement) GetAddress() []byte {
@@ -2462,6 +3097,285 @@ func (x *Announcement) GetAnnouncers() []uint32 {
 	return nil
 }
 
+// Network is a private network: an L2 segment of the hosts with a port in it.
+type Network struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vni           uint32                 `protobuf:"varint,1,opt,name=vni,proto3" json:"vni,omitempty"`
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Mtu           uint32                 `protobuf:"varint,3,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	Hosts         []uint32               `protobuf:"varint,4,rep,packed,name=hosts,proto3" json:"hosts,omitempty"`                               // ascending; broadcast goes to them
+	Lease         *Lease                 `protobuf:"bytes,5,opt,name=lease,proto3" json:"lease,omitempty"`                                       // none: addresses are the customer's own matter
+	BroadcastRate uint32                 `protobuf:"varint,6,opt,name=broadcast_rate,json=broadcastRate,proto3" json:"broadcast_rate,omitempty"` // packets a second and port; 0: the default
+	Snooping      bool                   `protobuf:"varint,7,opt,name=snooping,proto3" json:"snooping,omitempty"`                                // multicast only to ports that joined its group
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Network) Reset() {
+	*x = Network{}
+	mi := &file_agent_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Network) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Network) ProtoMessage() {}
+
+func (x *Network) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Network.ProtoReflect.Descriptor instead.
+func (*Network) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *Network) GetVni() uint32 {
+	if x != nil {
+		return x.Vni
+	}
+	return 0
+}
+
+func (x *Network) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Network) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *Network) GetHosts() []uint32 {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+func (x *Network) GetLease() *Lease {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
+func (x *Network) GetBroadcastRate() uint32 {
+	if x != nil {
+		return x.BroadcastRate
+	}
+	return 0
+}
+
+func (x *Network) GetSnooping() bool {
+	if x != nil {
+		return x.Snooping
+	}
+	return false
+}
+
+// Lease is what managed networks hand out beside the address.
+type Lease struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Server        []byte                 `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"` // the network's own address
+	Bits          uint32                 `protobuf:"varint,2,opt,name=bits,proto3" json:"bits,omitempty"`    // length of the prefix
+	Start         []byte                 `protobuf:"bytes,3,opt,name=start,proto3" json:"start,omitempty"`
+	End           []byte                 `protobuf:"bytes,4,opt,name=end,proto3" json:"end,omitempty"`
+	Routers       [][]byte               `protobuf:"bytes,5,rep,name=routers,proto3" json:"routers,omitempty"`
+	DnsServers    [][]byte               `protobuf:"bytes,6,rep,name=dns_servers,json=dnsServers,proto3" json:"dns_servers,omitempty"`
+	NtpServers    [][]byte               `protobuf:"bytes,7,rep,name=ntp_servers,json=ntpServers,proto3" json:"ntp_servers,omitempty"`
+	DomainSearch  []string               `protobuf:"bytes,8,rep,name=domain_search,json=domainSearch,proto3" json:"domain_search,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Lease) Reset() {
+	*x = Lease{}
+	mi := &file_agent_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Lease) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Lease) ProtoMessage() {}
+
+func (x *Lease) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Lease.ProtoReflect.Descriptor instead.
+func (*Lease) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *Lease) GetServer() []byte {
+	if x != nil {
+		return x.Server
+	}
+	return nil
+}
+
+func (x *Lease) GetBits() uint32 {
+	if x != nil {
+		return x.Bits
+	}
+	return 0
+}
+
+func (x *Lease) GetStart() []byte {
+	if x != nil {
+		return x.Start
+	}
+	return nil
+}
+
+func (x *Lease) GetEnd() []byte {
+	if x != nil {
+		return x.End
+	}
+	return nil
+}
+
+func (x *Lease) GetRouters() [][]byte {
+	if x != nil {
+		return x.Routers
+	}
+	return nil
+}
+
+func (x *Lease) GetDnsServers() [][]byte {
+	if x != nil {
+		return x.DnsServers
+	}
+	return nil
+}
+
+func (x *Lease) GetNtpServers() [][]byte {
+	if x != nil {
+		return x.NtpServers
+	}
+	return nil
+}
+
+func (x *Lease) GetDomainSearch() []string {
+	if x != nil {
+		return x.DomainSearch
+	}
+	return nil
+}
+
+// Neighbour is a port of a private network as all hosts of the network see it.
+type Neighbour struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vni           uint32                 `protobuf:"varint,1,opt,name=vni,proto3" json:"vni,omitempty"`
+	Port          uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	Host          uint32                 `protobuf:"varint,3,opt,name=host,proto3" json:"host,omitempty"`
+	Mac           []byte                 `protobuf:"bytes,4,opt,name=mac,proto3" json:"mac,omitempty"`
+	Addresses     [][]byte               `protobuf:"bytes,5,rep,name=addresses,proto3" json:"addresses,omitempty"` // leased and allowed, for ARP and ND
+	Name          string                 `protobuf:"bytes,6,opt,name=name,proto3" json:"name,omitempty"`           // of the instance
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Neighbour) Reset() {
+	*x = Neighbour{}
+	mi := &file_agent_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Neighbour) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Neighbour) ProtoMessage() {}
+
+func (x *Neighbour) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Neighbour.ProtoReflect.Descriptor instead.
+func (*Neighbour) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *Neighbour) GetVni() uint32 {
+	if x != nil {
+		return x.Vni
+	}
+	return 0
+}
+
+func (x *Neighbour) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Neighbour) GetHost() uint32 {
+	if x != nil {
+		return x.Host
+	}
+	return 0
+}
+
+func (x *Neighbour) GetMac() []byte {
+	if x != nil {
+		return x.Mac
+	}
+	return nil
+}
+
+func (x *Neighbour) GetAddresses() [][]byte {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *Neighbour) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
 var File_agent_proto protoreflect.FileDescriptor
 
 const file_agent_proto_rawDesc = "" +
@@ -2477,12 +3391,14 @@ const file_agent_proto_rawDesc = "" +
 	"\fRenewRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"1\n" +
 	"\rRenewResponse\x12 \n" +
-	"\vcertificate\x18\x01 \x01(\fR\vcertificate\"\xcc\x01\n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\"\xaa\x02\n" +
 	"\tFromAgent\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x15.cairn.agent.v1.HelloH\x00R\x05hello\x12'\n" +
 	"\x03ack\x18\x02 \x01(\v2\x13.cairn.agent.v1.AckH\x00R\x03ack\x12*\n" +
 	"\x04nack\x18\x03 \x01(\v2\x14.cairn.agent.v1.NackH\x00R\x04nack\x120\n" +
-	"\x06status\x18\x04 \x01(\v2\x16.cairn.agent.v1.StatusH\x00R\x06statusB\t\n" +
+	"\x06status\x18\x04 \x01(\v2\x16.cairn.agent.v1.StatusH\x00R\x06status\x12-\n" +
+	"\x05flows\x18\x05 \x01(\v2\x15.cairn.agent.v1.FlowsH\x00R\x05flows\x12-\n" +
+	"\x05usage\x18\x06 \x01(\v2\x15.cairn.agent.v1.UsageH\x00R\x05usageB\t\n" +
 	"\amessage\"\xbe\x02\n" +
 	"\x05Hello\x12\x14\n" +
 	"\x05agent\x18\x01 \x01(\tR\x05agent\x12\x17\n" +
@@ -2523,7 +3439,45 @@ const file_agent_proto_rawDesc = "" +
 	"generation\x18\x03 \x01(\x04R\n" +
 	"generation\x12\x14\n" +
 	"\x05state\x18\x04 \x01(\tR\x05state\x12\x16\n" +
-	"\x06reason\x18\x05 \x01(\tR\x06reason\"\xae\x02\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"G\n" +
+	"\x05Flows\x12*\n" +
+	"\x05flows\x18\x01 \x03(\v2\x14.cairn.agent.v1.FlowR\x05flows\x12\x12\n" +
+	"\x04lost\x18\x02 \x01(\x04R\x04lost\"\x84\x04\n" +
+	"\x04Flow\x120\n" +
+	"\x05event\x18\x01 \x01(\x0e2\x1a.cairn.agent.v1.Flow.EventR\x05event\x12\x13\n" +
+	"\x05at_ns\x18\x02 \x01(\x03R\x04atNs\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\x12\x16\n" +
+	"\x06egress\x18\x04 \x01(\bR\x06egress\x12\x1a\n" +
+	"\bprotocol\x18\x05 \x01(\rR\bprotocol\x12\x16\n" +
+	"\x06source\x18\x06 \x01(\fR\x06source\x12 \n" +
+	"\vdestination\x18\a \x01(\fR\vdestination\x12\x1f\n" +
+	"\vsource_port\x18\b \x01(\rR\n" +
+	"sourcePort\x12)\n" +
+	"\x10destination_port\x18\t \x01(\rR\x0fdestinationPort\x12\x12\n" +
+	"\x04rule\x18\n" +
+	" \x01(\rR\x04rule\x12\x16\n" +
+	"\x06reason\x18\v \x01(\tR\x06reason\x12\x18\n" +
+	"\apackets\x18\f \x01(\x04R\apackets\x12\x14\n" +
+	"\x05bytes\x18\r \x01(\x04R\x05bytes\x12\x1b\n" +
+	"\topened_ns\x18\x0e \x01(\x03R\bopenedNs\x12\x18\n" +
+	"\aservice\x18\x0f \x01(\rR\aservice\"T\n" +
+	"\x05Event\x12\x15\n" +
+	"\x11EVENT_UNSPECIFIED\x10\x00\x12\x10\n" +
+	"\fEVENT_OPENED\x10\x01\x12\x10\n" +
+	"\fEVENT_CLOSED\x10\x02\x12\x10\n" +
+	"\fEVENT_DENIED\x10\x03\"M\n" +
+	"\x05Usage\x12\x13\n" +
+	"\x05at_ns\x18\x01 \x01(\x03R\x04atNs\x12/\n" +
+	"\x05ports\x18\x02 \x03(\v2\x19.cairn.agent.v1.PortUsageR\x05ports\"\xc0\x01\n" +
+	"\tPortUsage\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\x12\x1d\n" +
+	"\n" +
+	"packets_in\x18\x02 \x01(\x04R\tpacketsIn\x12\x19\n" +
+	"\bbytes_in\x18\x03 \x01(\x04R\abytesIn\x12\x1f\n" +
+	"\vpackets_out\x18\x04 \x01(\x04R\n" +
+	"packetsOut\x12\x1b\n" +
+	"\tbytes_out\x18\x05 \x01(\x04R\bbytesOut\x12'\n" +
+	"\x0fpackets_dropped\x18\x06 \x01(\x04R\x0epacketsDropped\"\xae\x02\n" +
 	"\aToAgent\x12-\n" +
 	"\x05delta\x18\x01 \x01(\v2\x15.cairn.agent.v1.DeltaH\x00R\x05delta\x12F\n" +
 	"\x0esnapshot_begin\x18\x02 \x01(\v2\x1d.cairn.agent.v1.SnapshotBeginH\x00R\rsnapshotBegin\x12@\n" +
@@ -2577,7 +3531,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x05class\x18\x03 \x01(\rR\x05class\"D\n" +
 	"\x06Policy\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12*\n" +
-	"\x05rules\x18\x02 \x03(\v2\x14.cairn.agent.v1.RuleR\x05rules\"\x99\x02\n" +
+	"\x05rules\x18\x02 \x03(\v2\x14.cairn.agent.v1.RuleR\x05rules\"\xdf\x02\n" +
 	"\x04Rule\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x16\n" +
 	"\x06egress\x18\x02 \x01(\bR\x06egress\x12\x1a\n" +
@@ -2590,7 +3544,12 @@ const file_agent_proto_rawDesc = "" +
 	"\tpeer_bits\x18\t \x01(\rR\bpeerBits\x12\x1d\n" +
 	"\n" +
 	"peer_group\x18\n" +
-	" \x01(\rR\tpeerGroup\"\xdf\x01\n" +
+	" \x01(\rR\tpeerGroup\x120\n" +
+	"\asources\x18\v \x03(\v2\x16.cairn.agent.v1.PrefixR\asources\x12\x12\n" +
+	"\x04keep\x18\f \x01(\bR\x04keep\"6\n" +
+	"\x06Prefix\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
+	"\x04bits\x18\x02 \x01(\rR\x04bits\"\xd1\x02\n" +
 	"\bInstance\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -2602,7 +3561,12 @@ const file_agent_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\b \x01(\x04R\n" +
 	"generation\x12\x12\n" +
-	"\x04zone\x18\t \x01(\tR\x04zone\"\xa2\x01\n" +
+	"\x04zone\x18\t \x01(\tR\x04zone\x12\x1a\n" +
+	"\bnetworks\x18\n" +
+	" \x03(\rR\bnetworks\x12\x12\n" +
+	"\x04type\x18\v \x01(\tR\x04type\x12\x19\n" +
+	"\bssh_keys\x18\f \x03(\tR\asshKeys\x12%\n" +
+	"\x0epublic_address\x18\r \x01(\fR\rpublicAddress\"\x8f\x03\n" +
 	"\x04Port\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12\x10\n" +
@@ -2610,7 +3574,15 @@ const file_agent_proto_rawDesc = "" +
 	"\taddresses\x18\x04 \x03(\fR\taddresses\x12\x16\n" +
 	"\x06policy\x18\x05 \x01(\rR\x06policy\x12\x10\n" +
 	"\x03mtu\x18\x06 \x01(\rR\x03mtu\x12\x14\n" +
-	"\x05flags\x18\a \x01(\rR\x05flags\"\xe2\x01\n" +
+	"\x05flags\x18\a \x01(\rR\x05flags\x12\x18\n" +
+	"\anetwork\x18\b \x01(\rR\anetwork\x120\n" +
+	"\aallowed\x18\t \x03(\v2\x16.cairn.agent.v1.PrefixR\aallowed\x12\x1b\n" +
+	"\trate_from\x18\n" +
+	" \x01(\x04R\brateFrom\x12\x17\n" +
+	"\arate_to\x18\v \x01(\x04R\x06rateTo\x12\x14\n" +
+	"\x05flows\x18\f \x01(\rR\x05flows\x12#\n" +
+	"\restablished_s\x18\r \x01(\rR\festablishedS\x12.\n" +
+	"\x06active\x18\x0e \x03(\v2\x16.cairn.agent.v1.PrefixR\x06active\"\xe2\x01\n" +
 	"\aBackend\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x18\n" +
 	"\aservice\x18\x02 \x01(\rR\aservice\x12\x12\n" +
@@ -2637,7 +3609,7 @@ const file_agent_proto_rawDesc = "" +
 	"sourceHash\x12\x14\n" +
 	"\x05panic\x18\x06 \x01(\bR\x05panic\x12\x12\n" +
 	"\x04seed\x18\a \x01(\rR\x04seed\x12)\n" +
-	"\x10slots_generation\x18\b \x01(\x04R\x0fslotsGeneration\"\x89\x02\n" +
+	"\x10slots_generation\x18\b \x01(\x04R\x0fslotsGeneration\"\xa6\x03\n" +
 	"\x05Check\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\rR\aservice\x12\x18\n" +
 	"\abackend\x18\x02 \x01(\rR\abackend\x12\x12\n" +
@@ -2653,7 +3625,13 @@ const file_agent_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\n" +
 	" \x01(\x04R\n" +
-	"generation\"\x98\x01\n" +
+	"generation\x12\x18\n" +
+	"\aelastic\x18\v \x01(\rR\aelastic\x12!\n" +
+	"\fchecked_port\x18\f \x01(\rR\vcheckedPort\x12\x17\n" +
+	"\atls_sni\x18\r \x01(\tR\x06tlsSni\x12&\n" +
+	"\x0ftls_skip_verify\x18\x0e \x01(\bR\rtlsSkipVerify\x12\x1d\n" +
+	"\n" +
+	"strikes_ok\x18\x0f \x01(\rR\tstrikesOk\"\x98\x01\n" +
 	"\fAnnouncement\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
 	"\x04bits\x18\x02 \x01(\rR\x04bits\x12 \n" +
@@ -2661,7 +3639,33 @@ const file_agent_proto_rawDesc = "" +
 	"\aservice\x18\x04 \x01(\bR\aservice\x12\x1e\n" +
 	"\n" +
 	"announcers\x18\x05 \x03(\rR\n" +
-	"announcers*\xda\x01\n" +
+	"announcers\"\xc3\x01\n" +
+	"\aNetwork\x12\x10\n" +
+	"\x03vni\x18\x01 \x01(\rR\x03vni\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x10\n" +
+	"\x03mtu\x18\x03 \x01(\rR\x03mtu\x12\x14\n" +
+	"\x05hosts\x18\x04 \x03(\rR\x05hosts\x12+\n" +
+	"\x05lease\x18\x05 \x01(\v2\x15.cairn.agent.v1.LeaseR\x05lease\x12%\n" +
+	"\x0ebroadcast_rate\x18\x06 \x01(\rR\rbroadcastRate\x12\x1a\n" +
+	"\bsnooping\x18\a \x01(\bR\bsnooping\"\xdc\x01\n" +
+	"\x05Lease\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\fR\x06server\x12\x12\n" +
+	"\x04bits\x18\x02 \x01(\rR\x04bits\x12\x14\n" +
+	"\x05start\x18\x03 \x01(\fR\x05start\x12\x10\n" +
+	"\x03end\x18\x04 \x01(\fR\x03end\x12\x18\n" +
+	"\arouters\x18\x05 \x03(\fR\arouters\x12\x1f\n" +
+	"\vdns_servers\x18\x06 \x03(\fR\n" +
+	"dnsServers\x12\x1f\n" +
+	"\vntp_servers\x18\a \x03(\fR\n" +
+	"ntpServers\x12#\n" +
+	"\rdomain_search\x18\b \x03(\tR\fdomainSearch\"\x89\x01\n" +
+	"\tNeighbour\x12\x10\n" +
+	"\x03vni\x18\x01 \x01(\rR\x03vni\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\rR\x04port\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\rR\x04host\x12\x10\n" +
+	"\x03mac\x18\x04 \x01(\fR\x03mac\x12\x1c\n" +
+	"\taddresses\x18\x05 \x03(\fR\taddresses\x12\x12\n" +
+	"\x04name\x18\x06 \x01(\tR\x04name*\x80\x02\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tKIND_HOST\x10\x01\x12\x0e\n" +
@@ -2678,7 +3682,9 @@ const file_agent_proto_rawDesc = "" +
 	"\n" +
 	"KIND_CHECK\x10\n" +
 	"\x12\x15\n" +
-	"\x11KIND_ANNOUNCEMENT\x10\v2\xd7\x01\n" +
+	"\x11KIND_ANNOUNCEMENT\x10\v\x12\x10\n" +
+	"\fKIND_NETWORK\x10\f\x12\x12\n" +
+	"\x0eKIND_NEIGHBOUR\x10\r2\xd7\x01\n" +
 	"\x06Agents\x12G\n" +
 	"\x06Enroll\x12\x1d.cairn.agent.v1.EnrollRequest\x1a\x1e.cairn.agent.v1.EnrollResponse\x12D\n" +
 	"\x05Renew\x12\x1c.cairn.agent.v1.RenewRequest\x1a\x1d.cairn.agent.v1.RenewResponse\x12>\n" +
@@ -2696,76 +3702,94 @@ func file_agent_proto_rawDescGZIP() []byte {
 	return file_agent_proto_rawDescData
 }
 
-var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_agent_proto_goTypes = []any{
 	(Kind)(0),              // 0: cairn.agent.v1.Kind
-	(*EnrollRequest)(nil),  // 1: cairn.agent.v1.EnrollRequest
-	(*EnrollResponse)(nil), // 2: cairn.agent.v1.EnrollResponse
-	(*RenewRequest)(nil),   // 3: cairn.agent.v1.RenewRequest
-	(*RenewResponse)(nil),  // 4: cairn.agent.v1.RenewResponse
-	(*FromAgent)(nil),      // 5: cairn.agent.v1.FromAgent
-	(*Hello)(nil),          // 6: cairn.agent.v1.Hello
-	(*Digest)(nil),         // 7: cairn.agent.v1.Digest
-	(*Ack)(nil),            // 8: cairn.agent.v1.Ack
-	(*Nack)(nil),           // 9: cairn.agent.v1.Nack
-	(*Status)(nil),         // 10: cairn.agent.v1.Status
-	(*Report)(nil),         // 11: cairn.agent.v1.Report
-	(*ToAgent)(nil),        // 12: cairn.agent.v1.ToAgent
-	(*Delta)(nil),          // 13: cairn.agent.v1.Delta
-	(*Item)(nil),           // 14: cairn.agent.v1.Item
-	(*Tombstone)(nil),      // 15: cairn.agent.v1.Tombstone
-	(*SnapshotBegin)(nil),  // 16: cairn.agent.v1.SnapshotBegin
-	(*SnapshotEnd)(nil),    // 17: cairn.agent.v1.SnapshotEnd
-	(*Intent)(nil),         // 18: cairn.agent.v1.Intent
-	(*Drain)(nil),          // 19: cairn.agent.v1.Drain
-	(*Host)(nil),           // 20: cairn.agent.v1.Host
-	(*Class)(nil),          // 21: cairn.agent.v1.Class
-	(*Member)(nil),         // 22: cairn.agent.v1.Member
-	(*Policy)(nil),         // 23: cairn.agent.v1.Policy
-	(*Rule)(nil),           // 24: cairn.agent.v1.Rule
-	(*Instance)(nil),       // 25: cairn.agent.v1.Instance
-	(*Port)(nil),           // 26: cairn.agent.v1.Port
-	(*Backend)(nil),        // 27: cairn.agent.v1.Backend
-	(*Slots)(nil),          // 28: cairn.agent.v1.Slots
-	(*Service)(nil),        // 29: cairn.agent.v1.Service
-	(*Check)(nil),          // 30: cairn.agent.v1.Check
-	(*Announcement)(nil),   // 31: cairn.agent.v1.Announcement
+	(Flow_Event)(0),        // 1: cairn.agent.v1.Flow.Event
+	(*EnrollRequest)(nil),  // 2: cairn.agent.v1.EnrollRequest
+	(*EnrollResponse)(nil), // 3: cairn.agent.v1.EnrollResponse
+	(*RenewRequest)(nil),   // 4: cairn.agent.v1.RenewRequest
+	(*RenewResponse)(nil),  // 5: cairn.agent.v1.RenewResponse
+	(*FromAgent)(nil),      // 6: cairn.agent.v1.FromAgent
+	(*Hello)(nil),          // 7: cairn.agent.v1.Hello
+	(*Digest)(nil),         // 8: cairn.agent.v1.Digest
+	(*Ack)(nil),            // 9: cairn.agent.v1.Ack
+	(*Nack)(nil),           // 10: cairn.agent.v1.Nack
+	(*Status)(nil),         // 11: cairn.agent.v1.Status
+	(*Report)(nil),         // 12: cairn.agent.v1.Report
+	(*Flows)(nil),          // 13: cairn.agent.v1.Flows
+	(*Flow)(nil),           // 14: cairn.agent.v1.Flow
+	(*Usage)(nil),          // 15: cairn.agent.v1.Usage
+	(*PortUsage)(nil),      // 16: cairn.agent.v1.PortUsage
+	(*ToAgent)(nil),        // 17: cairn.agent.v1.ToAgent
+	(*Delta)(nil),          // 18: cairn.agent.v1.Delta
+	(*Item)(nil),           // 19: cairn.agent.v1.Item
+	(*Tombstone)(nil),      // 20: cairn.agent.v1.Tombstone
+	(*SnapshotBegin)(nil),  // 21: cairn.agent.v1.SnapshotBegin
+	(*SnapshotEnd)(nil),    // 22: cairn.agent.v1.SnapshotEnd
+	(*Intent)(nil),         // 23: cairn.agent.v1.Intent
+	(*Drain)(nil),          // 24: cairn.agent.v1.Drain
+	(*Host)(nil),           // 25: cairn.agent.v1.Host
+	(*Class)(nil),          // 26: cairn.agent.v1.Class
+	(*Member)(nil),         // 27: cairn.agent.v1.Member
+	(*Policy)(nil),         // 28: cairn.agent.v1.Policy
+	(*Rule)(nil),           // 29: cairn.agent.v1.Rule
+	(*Prefix)(nil),         // 30: cairn.agent.v1.Prefix
+	(*Instance)(nil),       // 31: cairn.agent.v1.Instance
+	(*Port)(nil),           // 32: cairn.agent.v1.Port
+	(*Backend)(nil),        // 33: cairn.agent.v1.Backend
+	(*Slots)(nil),          // 34: cairn.agent.v1.Slots
+	(*Service)(nil),        // 35: cairn.agent.v1.Service
+	(*Check)(nil),          // 36: cairn.agent.v1.Check
+	(*Announcement)(nil),   // 37: cairn.agent.v1.Announcement
+	(*Network)(nil),        // 38: cairn.agent.v1.Network
+	(*Lease)(nil),          // 39: cairn.agent.v1.Lease
+	(*Neighbour)(nil),      // 40: cairn.agent.v1.Neighbour
 }
 var file_agent_proto_depIdxs = []int32{
-	6,  // 0: cairn.agent.v1.FromAgent.hello:type_name -> cairn.agent.v1.Hello
-	8,  // 1: cairn.agent.v1.FromAgent.ack:type_name -> cairn.agent.v1.Ack
-	9,  // 2: cairn.agent.v1.FromAgent.nack:type_name -> cairn.agent.v1.Nack
-	10, // 3: cairn.agent.v1.FromAgent.status:type_name -> cairn.agent.v1.Status
-	7,  // 4: cairn.agent.v1.Hello.digests:type_name -> cairn.agent.v1.Digest
-	0,  // 5: cairn.agent.v1.Digest.kind:type_name -> cairn.agent.v1.Kind
-	0,  // 6: cairn.agent.v1.Nack.kind:type_name -> cairn.agent.v1.Kind
-	11, // 7: cairn.agent.v1.Status.reports:type_name -> cairn.agent.v1.Report
-	7,  // 8: cairn.agent.v1.Status.digests:type_name -> cairn.agent.v1.Digest
-	0,  // 9: cairn.agent.v1.Report.kind:type_name -> cairn.agent.v1.Kind
-	13, // 10: cairn.agent.v1.ToAgent.delta:type_name -> cairn.agent.v1.Delta
-	16, // 11: cairn.agent.v1.ToAgent.snapshot_begin:type_name -> cairn.agent.v1.SnapshotBegin
-	17, // 12: cairn.agent.v1.ToAgent.snapshot_end:type_name -> cairn.agent.v1.SnapshotEnd
-	18, // 13: cairn.agent.v1.ToAgent.intent:type_name -> cairn.agent.v1.Intent
-	19, // 14: cairn.agent.v1.ToAgent.drain:type_name -> cairn.agent.v1.Drain
-	14, // 15: cairn.agent.v1.Delta.items:type_name -> cairn.agent.v1.Item
-	15, // 16: cairn.agent.v1.Delta.tombstones:type_name -> cairn.agent.v1.Tombstone
-	0,  // 17: cairn.agent.v1.Item.kind:type_name -> cairn.agent.v1.Kind
-	0,  // 18: cairn.agent.v1.Tombstone.kind:type_name -> cairn.agent.v1.Kind
-	7,  // 19: cairn.agent.v1.SnapshotEnd.digests:type_name -> cairn.agent.v1.Digest
-	0,  // 20: cairn.agent.v1.Intent.kind:type_name -> cairn.agent.v1.Kind
-	24, // 21: cairn.agent.v1.Policy.rules:type_name -> cairn.agent.v1.Rule
-	1,  // 22: cairn.agent.v1.Agents.Enroll:input_type -> cairn.agent.v1.EnrollRequest
-	3,  // 23: cairn.agent.v1.Agents.Renew:input_type -> cairn.agent.v1.RenewRequest
-	5,  // 24: cairn.agent.v1.Agents.Sync:input_type -> cairn.agent.v1.FromAgent
-	2,  // 25: cairn.agent.v1.Agents.Enroll:output_type -> cairn.agent.v1.EnrollResponse
-	4,  // 26: cairn.agent.v1.Agents.Renew:output_type -> cairn.agent.v1.RenewResponse
-	12, // 27: cairn.agent.v1.Agents.Sync:output_type -> cairn.agent.v1.ToAgent
-	25, // [25:28] is the sub-list for method output_type
-	22, // [22:25] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	7,  // 0: cairn.agent.v1.FromAgent.hello:type_name -> cairn.agent.v1.Hello
+	9,  // 1: cairn.agent.v1.FromAgent.ack:type_name -> cairn.agent.v1.Ack
+	10, // 2: cairn.agent.v1.FromAgent.nack:type_name -> cairn.agent.v1.Nack
+	11, // 3: cairn.agent.v1.FromAgent.status:type_name -> cairn.agent.v1.Status
+	13, // 4: cairn.agent.v1.FromAgent.flows:type_name -> cairn.agent.v1.Flows
+	15, // 5: cairn.agent.v1.FromAgent.usage:type_name -> cairn.agent.v1.Usage
+	8,  // 6: cairn.agent.v1.Hello.digests:type_name -> cairn.agent.v1.Digest
+	0,  // 7: cairn.agent.v1.Digest.kind:type_name -> cairn.agent.v1.Kind
+	0,  // 8: cairn.agent.v1.Nack.kind:type_name -> cairn.agent.v1.Kind
+	12, // 9: cairn.agent.v1.Status.reports:type_name -> cairn.agent.v1.Report
+	8,  // 10: cairn.agent.v1.Status.digests:type_name -> cairn.agent.v1.Digest
+	0,  // 11: cairn.agent.v1.Report.kind:type_name -> cairn.agent.v1.Kind
+	14, // 12: cairn.agent.v1.Flows.flows:type_name -> cairn.agent.v1.Flow
+	1,  // 13: cairn.agent.v1.Flow.event:type_name -> cairn.agent.v1.Flow.Event
+	16, // 14: cairn.agent.v1.Usage.ports:type_name -> cairn.agent.v1.PortUsage
+	18, // 15: cairn.agent.v1.ToAgent.delta:type_name -> cairn.agent.v1.Delta
+	21, // 16: cairn.agent.v1.ToAgent.snapshot_begin:type_name -> cairn.agent.v1.SnapshotBegin
+	22, // 17: cairn.agent.v1.ToAgent.snapshot_end:type_name -> cairn.agent.v1.SnapshotEnd
+	23, // 18: cairn.agent.v1.ToAgent.intent:type_name -> cairn.agent.v1.Intent
+	24, // 19: cairn.agent.v1.ToAgent.drain:type_name -> cairn.agent.v1.Drain
+	19, // 20: cairn.agent.v1.Delta.items:type_name -> cairn.agent.v1.Item
+	20, // 21: cairn.agent.v1.Delta.tombstones:type_name -> cairn.agent.v1.Tombstone
+	0,  // 22: cairn.agent.v1.Item.kind:type_name -> cairn.agent.v1.Kind
+	0,  // 23: cairn.agent.v1.Tombstone.kind:type_name -> cairn.agent.v1.Kind
+	8,  // 24: cairn.agent.v1.SnapshotEnd.digests:type_name -> cairn.agent.v1.Digest
+	0,  // 25: cairn.agent.v1.Intent.kind:type_name -> cairn.agent.v1.Kind
+	29, // 26: cairn.agent.v1.Policy.rules:type_name -> cairn.agent.v1.Rule
+	30, // 27: cairn.agent.v1.Rule.sources:type_name -> cairn.agent.v1.Prefix
+	30, // 28: cairn.agent.v1.Port.allowed:type_name -> cairn.agent.v1.Prefix
+	30, // 29: cairn.agent.v1.Port.active:type_name -> cairn.agent.v1.Prefix
+	39, // 30: cairn.agent.v1.Network.lease:type_name -> cairn.agent.v1.Lease
+	2,  // 31: cairn.agent.v1.Agents.Enroll:input_type -> cairn.agent.v1.EnrollRequest
+	4,  // 32: cairn.agent.v1.Agents.Renew:input_type -> cairn.agent.v1.RenewRequest
+	6,  // 33: cairn.agent.v1.Agents.Sync:input_type -> cairn.agent.v1.FromAgent
+	3,  // 34: cairn.agent.v1.Agents.Enroll:output_type -> cairn.agent.v1.EnrollResponse
+	5,  // 35: cairn.agent.v1.Agents.Renew:output_type -> cairn.agent.v1.RenewResponse
+	17, // 36: cairn.agent.v1.Agents.Sync:output_type -> cairn.agent.v1.ToAgent
+	34, // [34:37] is the sub-list for method output_type
+	31, // [31:34] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -2778,8 +3802,10 @@ func file_agent_proto_init() {
 		(*FromAgent_Ack)(nil),
 		(*FromAgent_Nack)(nil),
 		(*FromAgent_Status)(nil),
+		(*FromAgent_Flows)(nil),
+		(*FromAgent_Usage)(nil),
 	}
-	file_agent_proto_msgTypes[11].OneofWrappers = []any{
+	file_agent_proto_msgTypes[15].OneofWrappers = []any{
 		(*ToAgent_Delta)(nil),
 		(*ToAgent_SnapshotBegin)(nil),
 		(*ToAgent_SnapshotEnd)(nil),
@@ -2791,8 +3817,8 @@ func file_agent_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   31,
+			NumEnums:      2,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
