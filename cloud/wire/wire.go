@@ -37,6 +37,9 @@ const (
 	kindEnd
 )
 
+// KindLast is the last of the kinds: arrays by kind have room for it.
+const KindLast = kindEnd - 1
+
 var kindNames = [kindEnd]string{
 	KindHost: "host", KindClass: "class", KindMember: "member", KindPolicy: "policy",
 	KindInstance: "instance", KindPort: "port", KindBackend: "backend", KindSlots: "slots",

@@ -31,7 +31,7 @@ func (g grave) held(host uint32) bool {
 const maxGraves = 1 << 16
 
 // digests of all kinds; index them by kind.
-type digests [wire.KindAnnouncement + 1]wire.Digest
+type digests [wire.KindLast + 1]wire.Digest
 
 func (d *digests) add(e *compile.Entry) {
 	d[e.Key.Kind].Count++

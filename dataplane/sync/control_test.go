@@ -245,7 +245,7 @@ func delta(from, to uint64, items ...*agentv1.Item) *agentv1.ToAgent {
 }
 
 func snapshot(revision uint64, items ...*agentv1.Item) []*agentv1.ToAgent {
-	var sums [wire.KindAnnouncement + 1]wire.Digest
+	var sums [wire.KindLast + 1]wire.Digest
 	var digests []*agentv1.Digest
 	for _, i := range items {
 		sums[i.Kind].Add(wire.Key{Kind: wire.Kind(i.Kind), ID: i.Key}, i.Body)

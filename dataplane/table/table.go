@@ -40,7 +40,7 @@ func (m Mark) Before(o Mark) bool {
 }
 
 // Digests of all kinds; index them by kind.
-type Digests [wire.KindAnnouncement + 1]wire.Digest
+type Digests [wire.KindLast + 1]wire.Digest
 
 // position is the one row of the table that carries the revision, so that a
 // snapshot of the database knows which revision it is of.
