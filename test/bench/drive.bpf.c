@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+//go:build ignore
+
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+#include <bpf/bpf_helpers.h>
+
+/*
+ * Drives a program under test: restores the frame's headers, which the program
+ * before has changed, gives it the tuple of another flow, and tail-calls. The
+ * floor is the same with an empty program at the end.
+ */
+
+#define HEAD_MAX 128
+
+/*
+ * The frame and how its flows differ: flow n has address + n % addresses in the
+ * 4 bytes at address_at, and port + n / addresses % ports at port_at. Both
+ * are in wire order.
+ */
+struct shape {
+	__u32 length; /* of head, a multiple of 8 */
+	__u32 address_at;
+	__u32 address;
+	__u32 addresses;
+	__u32 port_at;
+	__u32 port;
+	__u32 ports;
+	__u32 in_turn; /* each flow once, from next on; else at random */
+	__u32 note[4]; /* what XDP would have noted: skb->cb */
+	__u8 head[HEAD_MAX];
+};
+
+/* Written by the benchmark before a run. One record. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct shape);
+} shapes SEC(".maps");
+
+/* Written by the driver: how many frames it has made. One record. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} made SEC(".maps");
+
+/* Written by the benchmark: the program under test. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} under_test_tc SEC(".maps");
+
+/* Written by the benchmark: the same in XDP. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} under_test_xdp SEC(".maps");
+
+/* How often a tail call fell through: 0 in a run that counts. One record. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} missed SEC(".maps");
+
+static const __u32 only = 0;
+
+/* The tuple of the next frame. */
+static __always_inline void next_flow(const struct shape *s, __u32 *address, __u16 *port)
+{
+	__u64 *n = bpf_map_lookup_elem(&made, &only);
+	__u32 flow;
+
+	if (!n)
+		return;
+	flow = s->in_turn ? (__u32)*n : bpf_get_prandom_u32();
+	(*n)++;
+	*address = __builtin_bswap32(s->address + flow % (s->addresses ?: 1));
+	*port = __builtin_bswap16(s->port + flow / (s->addresses ?: 1) % (s->ports ?: 1));
+}
+
+static __always_inline void miss(void)
+{
+	__u64 *n = bpf_map_lookup_elem(&missed, &only);
+
+	if (n)
+		(*n)++;
+}
+
+SEC("tc")
+int drive_tc(struct __sk_buff *skb)
+{
+	struct shape *s = bpf_map_lookup_elem(&shapes, &only);
+	__u32 address = 0, length;
+	__u16 port = 0;
+
+	if (!s)
+		return TC_ACT_SHOT;
+	length = s->length;
+	if (!length || length > HEAD_MAX)
+		return TC_ACT_SHOT;
+	next_flow(s, &address, &port);
+	bpf_skb_store_bytes(skb, 0, s->head, length, 0);
+	bpf_skb_store_bytes(skb, s->address_at, &address, sizeof(address), 0);
+	bpf_skb_store_bytes(skb, s->port_at, &port, sizeof(port), 0);
+	skb->mark = 0;
+	skb->cb[0] = s->note[0];
+	skb->cb[1] = s->note[1];
+	skb->cb[2] = s->note[2];
+	skb->cb[3] = s->note[3];
+	bpf_tail_call(skb, &under_test_tc, 0);
+	miss();
+	return TC_ACT_SHOT;
+}
+
+/* What any driven program costs at least. */
+SEC("tc")
+int floor_tc(struct __sk_buff *skb)
+{
+	(void)skb;
+	return TC_ACT_OK;
+}
+
+SEC("xdp")
+int drive_xdp(struct xdp_md *xdp)
+{
+	struct shape *s = bpf_map_lookup_elem(&shapes, &only);
+	__u32 address = 0, length;
+	__u16 port = 0;
+
+	if (!s)
+		return XDP_ABORTED;
+	length = s->length;
+	if (!length || length > HEAD_MAX)
+		return XDP_ABORTED;
+	next_flow(s, &address, &port);
+	bpf_xdp_store_bytes(xdp, 0, s->head, length);
+	bpf_xdp_store_bytes(xdp, s->address_at, &address, sizeof(address));
+	bpf_xdp_store_bytes(xdp, s->port_at, &port, sizeof(port));
+	bpf_tail_call(xdp, &under_test_xdp, 0);
+	miss();
+	return XDP_ABORTED;
+}
+
+/* What any driven XDP program costs at least. */
+SEC("xdp")
+int floor_xdp(struct xdp_md *xdp)
+{
+	(void)xdp;
+	return XDP_TX;
+}
+
+/* Written by the benchmark: a table of the type, key and population that a
+ * program under test looks up, and nothing beside it. The inner map is it. */
+struct bare {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__uint(key_size, 40);
+	__uint(value_size, 96);
+};
+
+/* Written by the benchmark: port → its table, as the programs find theirs. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__array(values, struct bare);
+} bares SEC(".maps");
+
+/* Written by the driver: keys found by bare_tc. One record. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} found SEC(".maps");
+
+/* One lookup of a key whose first bytes are the frame's tuple. */
+SEC("tc")
+int bare_tc(struct __sk_buff *skb)
+{
+	struct shape *s = bpf_map_lookup_elem(&shapes, &only);
+	__u64 *hits = bpf_map_lookup_elem(&found, &only);
+	__u32 port = s ? s->note[0] : 0;
+	__u8 key[40] = {};
+	void *table;
+
+	if (!s || !hits)
+		return TC_ACT_SHOT;
+	bpf_skb_load_bytes(skb, s->address_at, key, 4);
+	bpf_skb_load_bytes(skb, s->port_at, key + 4, 2);
+	table = bpf_map_lookup_elem(&bares, &port);
+	if (!table || !bpf_map_lookup_elem(table, key))
+		return TC_ACT_SHOT;
+	(*hits)++;
+	return TC_ACT_OK;
+}
+
+char _license[] SEC("license") = "Apache-2.0";
