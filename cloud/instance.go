@@ -56,6 +56,7 @@ type Instance struct {
 	UserData           string             `json:"user-data,omitempty" encoding:"base64" secret:"true"`
 	Labels             Labels             `json:"labels"`
 	PublicIP           netip.Addr         `json:"public-ip,omitzero" table:"true"`
+	IPv6Address        netip.Addr         `json:"ipv6-address,omitzero"`
 	PublicIPAssignment PublicIPAssignment `json:"public-ip-assignment" enum:"inet4,dual,none"`
 	MACAddress         string             `json:"mac-address,omitempty"`
 	SSHKey             *SSHKeyRef         `json:"ssh-key,omitempty"`
@@ -87,6 +88,7 @@ type InstanceRow struct {
 	Template           Ref                `json:"template"`
 	Manager            *Manager           `json:"manager,omitempty"`
 	PublicIP           netip.Addr         `json:"public-ip,omitzero" table:"true"`
+	IPv6Address        netip.Addr         `json:"ipv6-address,omitzero"`
 	PublicIPAssignment PublicIPAssignment `json:"public-ip-assignment"`
 	MACAddress         string             `json:"mac-address,omitempty"`
 	PrivateNetworks    []InstanceNetwork  `json:"private-networks"`
@@ -101,7 +103,7 @@ func (i *Instance) Row() InstanceRow {
 	return InstanceRow{
 		ID: i.ID, Name: i.Name, State: i.State, CreatedAt: i.CreatedAt,
 		InstanceType: i.InstanceType, Template: i.Template, Manager: i.Manager,
-		PublicIP: i.PublicIP, PublicIPAssignment: i.PublicIPAssignment, MACAddress: i.MACAddress,
+		PublicIP: i.PublicIP, IPv6Address: i.IPv6Address, PublicIPAssignment: i.PublicIPAssignment, MACAddress: i.MACAddress,
 		PrivateNetworks: i.PrivateNetworks, SecurityGroups: i.SecurityGroups,
 		SSHKey: i.SSHKey, SSHKeys: i.SSHKeys, Labels: i.Labels,
 	}
@@ -143,6 +145,29 @@ func (r *CreateInstanceRequest) Validate() []FieldError {
 // StartInstanceRequest is the body of start-instance, which may be absent.
 type StartInstanceRequest struct {
 	RescueProfile string `json:"rescue-profile,omitempty" enum:"netboot,netboot-efi" doc:"boot a rescue system"`
+}
+
+// UpdateInstanceRequest changes what it names. User data is read when the
+// instance starts.
+type UpdateInstanceRequest struct {
+	Name               string             `json:"name,omitempty" minLength:"1" maxLength:"255" doc:"name of the instance"`
+	UserData           string             `json:"user-data,omitempty" minLength:"1" maxLength:"32768" encoding:"base64" secret:"true" clear:"true" doc:"cloud-init data"`
+	Labels             Labels             `json:"labels,omitempty" clear:"true" doc:"labels"`
+	PublicIPAssignment PublicIPAssignment `json:"public-ip-assignment,omitempty" enum:"inet4,dual,none" doc:"public addresses: from inet4 to dual"`
+	ConsistentSnapshot bool               `json:"application-consistent-snapshot-enabled,omitempty" doc:"application-consistent snapshots"`
+}
+
+// Validate checks what no single field can say.
+func (r *UpdateInstanceRequest) Validate() []FieldError { return validUserData(r.UserData) }
+
+// ScaleInstanceRequest asks for another size of a stopped instance.
+type ScaleInstanceRequest struct {
+	InstanceType Ref `json:"instance-type" ref:"instance-type" doc:"its new size, of the same family"`
+}
+
+// InstancePassword is what logs in to an instance.
+type InstancePassword struct {
+	Password string `json:"password" table:"true" secret:"true"`
 }
 
 func validUserData(s string) []FieldError {

@@ -62,7 +62,9 @@ func (p *InstancePool) Validate() []FieldError {
 	}
 	return slices.Concat(faults,
 		validRefs("security-groups", p.SecurityGroups),
-		validRefs("anti-affinity-groups", p.AntiAffinityGroups))
+		validRefs("anti-affinity-groups", p.AntiAffinityGroups),
+		validRefs("private-networks", p.PrivateNetworks),
+		validRefs("elastic-ips", p.ElasticIPs))
 }
 
 // InstancePoolList answers list-instance-pools.
@@ -86,8 +88,8 @@ type CreateInstancePoolRequest struct {
 	Labels             Labels             `json:"labels,omitempty" doc:"labels"`
 	SecurityGroups     []Ref              `json:"security-groups,omitempty" ref:"security-group" doc:"security groups (default when none)"`
 	AntiAffinityGroups []Ref              `json:"anti-affinity-groups,omitempty" ref:"anti-affinity-group" doc:"groups of instances to keep apart"`
-	PrivateNetworks    []Ref              `json:"private-networks,omitempty" doc:"private networks"`
-	ElasticIPs         []Ref              `json:"elastic-ips,omitempty" doc:"elastic addresses"`
+	PrivateNetworks    []Ref              `json:"private-networks,omitempty" ref:"private-network" doc:"private networks"`
+	ElasticIPs         []Ref              `json:"elastic-ips,omitempty" ref:"elastic-ip" doc:"elastic addresses"`
 	DeployTarget       *Ref               `json:"deploy-target,omitempty" doc:"where to place the instances"`
 	PublicIPAssignment PublicIPAssignment `json:"public-ip-assignment,omitempty" enum:"inet4,dual,none" doc:"public addresses (inet4 when absent)"`
 	IPv6Enabled        bool               `json:"ipv6-enabled,omitempty" doc:"deprecated: public-ip-assignment says it"`
@@ -125,8 +127,8 @@ type UpdateInstancePoolRequest struct {
 	Labels             Labels             `json:"labels,omitempty" clear:"true" doc:"labels"`
 	SecurityGroups     []Ref              `json:"security-groups,omitempty" ref:"security-group" clear:"true" doc:"security groups"`
 	AntiAffinityGroups []Ref              `json:"anti-affinity-groups,omitempty" ref:"anti-affinity-group" clear:"true" doc:"groups of instances to keep apart"`
-	PrivateNetworks    []Ref              `json:"private-networks,omitempty" clear:"true" doc:"private networks"`
-	ElasticIPs         []Ref              `json:"elastic-ips,omitempty" clear:"true" doc:"elastic addresses"`
+	PrivateNetworks    []Ref              `json:"private-networks,omitempty" ref:"private-network" clear:"true" doc:"private networks"`
+	ElasticIPs         []Ref              `json:"elastic-ips,omitempty" ref:"elastic-ip" clear:"true" doc:"elastic addresses"`
 	DeployTarget       *Ref               `json:"deploy-target,omitempty" clear:"true" doc:"where to place the instances"`
 	PublicIPAssignment PublicIPAssignment `json:"public-ip-assignment,omitempty" enum:"inet4,dual,none" doc:"public addresses"`
 	IPv6Enabled        bool               `json:"ipv6-enabled,omitempty" doc:"deprecated: public-ip-assignment says it"`

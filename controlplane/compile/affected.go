@@ -42,6 +42,10 @@ func Affected(change store.Change, before, after replica.Snapshot) []Owner {
 		a.add(owner(OwnsVIP, change.ID))
 	case store.KindService:
 		a.service(change.ID)
+	case store.KindPrivateNetwork:
+		a.network(change.ID)
+	case store.KindElasticIP:
+		a.elastic(change.ID)
 	}
 	return a.list
 }
@@ -117,6 +121,7 @@ func (a *affected) known(group cloud.ID) {
 func (a *affected) instance(id cloud.ID) {
 	a.add(owner(OwnsInstance, id))
 	a.add(owner(OwnsMember, id))
+	a.interfaces(id)
 	classes := map[uint32]bool{}
 	for _, snap := range a.both() {
 		if i, ok := snap.Instance(id); ok && i.Body.Class != 0 {
@@ -179,6 +184,13 @@ func All(snap replica.Snapshot) []Owner {
 	for i := range snap.Instances() {
 		a.add(owner(OwnsInstance, i.ID))
 		a.add(owner(OwnsMember, i.ID))
+		a.add(owner(OwnsNeighbour, i.ID))
+	}
+	for n := range snap.Networks() {
+		a.add(owner(OwnsNetwork, n.ID))
+	}
+	for e := range snap.Elastics() {
+		a.add(owner(OwnsElastic, e.ID))
 	}
 	for s := range snap.Services() {
 		a.add(owner(OwnsService, s.ID))

@@ -143,7 +143,7 @@ func (c *Compiler) service(id cloud.ID) ([]Placed, error) {
 	}
 	var backends []live
 	for _, b := range d.Backends {
-		if i, ok := c.placed(b.Instance); ok {
+		if i, ok := c.placed(b.Instance); ok && replica.Public(i.Body) {
 			backends = append(backends, live{b, i})
 			holders = append(holders, i.Body.HostNumber)
 		}

@@ -12,7 +12,6 @@ package compile
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -20,7 +19,6 @@ import (
 	"cairn/cloud"
 	"cairn/cloud/wire"
 	"cairn/controlplane/replica"
-	"cairn/controlplane/store"
 )
 
 // OwnerKind says what an owner is.
@@ -28,17 +26,21 @@ type OwnerKind uint8
 
 // The kinds of owners, with their items.
 const (
-	OwnsHost     OwnerKind = iota + 1 // host
-	OwnsClass                         // class, policy
-	OwnsMember                        // member
-	OwnsInstance                      // instance, port, announcement of its address
-	OwnsService                       // backends, slots, service, checks
-	OwnsVIP                           // announcement of a load balancer's address
+	OwnsHost      OwnerKind = iota + 1 // host
+	OwnsClass                          // class, policy
+	OwnsMember                         // member
+	OwnsInstance                       // instance, ports, announcement of its addresses
+	OwnsService                        // backends, slots, service, checks
+	OwnsVIP                            // announcement of a load balancer's address
+	OwnsNetwork                        // network
+	OwnsNeighbour                      // neighbours: an instance's interfaces in private networks
+	OwnsElastic                        // checks of an elastic IP, announcement of its prefix
 )
 
 var ownerNames = map[OwnerKind]string{
 	OwnsHost: "host", OwnsClass: "class", OwnsMember: "member",
 	OwnsInstance: "instance", OwnsService: "service", OwnsVIP: "vip",
+	OwnsNetwork: "network", OwnsNeighbour: "neighbour", OwnsElastic: "elastic",
 }
 
 // Owner names an owner. ID is that of the row; of a class its number.
@@ -81,12 +83,16 @@ type Compiler struct {
 	zone     string
 	audience map[uint32][]uint32
 	nodes    []*replica.Host // LB nodes, once asked for
+	segments map[cloud.ID][]uint32
 	ranked   map[netip.Addr][]uint32
 }
 
 // New makes a compiler for a snapshot of the zone called zone.
 func New(snap replica.Snapshot, zone string) *Compiler {
-	return &Compiler{snap: snap, zone: zone, audience: map[uint32][]uint32{}, ranked: map[netip.Addr][]uint32{}}
+	return &Compiler{
+		snap: snap, zone: zone, audience: map[uint32][]uint32{}, ranked: map[netip.Addr][]uint32{},
+		segments: map[cloud.ID][]uint32{},
+	}
 }
 
 // Items of an owner, none if it is gone or has nothing to be held yet. An
@@ -115,6 +121,12 @@ func (c *Compiler) items(o Owner) ([]Placed, error) {
 		return c.service(id)
 	case OwnsVIP:
 		return c.vip(id), nil
+	case OwnsNetwork:
+		return c.network(id)
+	case OwnsNeighbour:
+		return c.neighbours(id)
+	case OwnsElastic:
+		return c.elastic(id), nil
 	}
 	return nil, fmt.Errorf("no such kind of owner")
 }
@@ -142,48 +154,16 @@ func (c *Compiler) member(id cloud.ID) []Placed {
 	if len(hosts) == 0 {
 		return nil
 	}
-	return []Placed{{Hosts: hosts, Item: wire.Member{Address: i.Body.Address, Class: i.Body.Class}}}
+	var items []Placed
+	for _, a := range c.snap.Addresses(i.Body) {
+		items = append(items, Placed{Hosts: hosts, Item: wire.Member{Scope: a.Scope, Address: a.Address, Class: i.Body.Class}})
+	}
+	return items
 }
 
 func (c *Compiler) placed(id cloud.ID) (*replica.Instance, bool) {
 	i, ok := c.snap.Instance(id)
 	return i, ok && replica.Placed(i.Body)
-}
-
-func (c *Compiler) instance(id cloud.ID) ([]Placed, error) {
-	i, ok := c.placed(id)
-	if !ok {
-		return nil, nil
-	}
-	d := i.Body
-	mac, err := macOf(d)
-	if err != nil {
-		return nil, err
-	}
-	hosts := []uint32{d.HostNumber}
-	return []Placed{
-		{Hosts: hosts, Generation: i.Generation, Item: wire.Instance{
-			ID: string(i.ID), Name: d.Name, Driver: d.Driver, Command: d.Command, UserData: d.UserDataRaw,
-			Port: d.Port, Running: d.Wanted == store.WantedRunning, Generation: i.Generation, Zone: c.zone,
-		}},
-		{Hosts: hosts, Item: wire.Port{
-			ID: d.Port, Instance: string(i.ID), MAC: mac, Addresses: []netip.Addr{d.Address}, Policy: d.Class, MTU: portMTU,
-		}},
-		{Hosts: hosts, Item: wire.Announcement{
-			Prefix: netip.PrefixFrom(d.Address, d.Address.BitLen()), Announcers: hosts,
-		}},
-	}, nil
-}
-
-func macOf(d store.InstanceDoc) (mac [6]byte, err error) {
-	hw, err := net.ParseMAC(d.MAC)
-	if err == nil && len(hw) != len(mac) {
-		err = fmt.Errorf("address %s is no Ethernet address", d.MAC)
-	}
-	if err != nil {
-		return mac, fmt.Errorf("mac of port %d: %w", d.Port, err)
-	}
-	return [6]byte(hw), nil
 }
 
 // hostsOf are a class's hosts, ascending.

@@ -210,9 +210,12 @@ func lastOperation(changes []store.Change) (last cloud.ID) {
 
 var ownersOf = map[store.Kind][]OwnerKind{
 	store.KindHypervisor:   {OwnsHost},
-	store.KindInstance:     {OwnsInstance, OwnsMember},
+	store.KindInstance:     {OwnsInstance, OwnsMember, OwnsNeighbour},
 	store.KindService:      {OwnsService},
 	store.KindLoadBalancer: {OwnsVIP},
+
+	store.KindPrivateNetwork: {OwnsNetwork},
+	store.KindElasticIP:      {OwnsElastic},
 }
 
 // make encodes the items of an owner: all of them or, with an error, none.

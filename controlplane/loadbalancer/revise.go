@@ -238,7 +238,7 @@ func membersOf(tx *store.Tx, pool cloud.ID) ([]member, error) {
 		if err != nil {
 			return nil, err
 		}
-		if replica.Placed(m.Body) {
+		if replica.Public(m.Body) {
 			members = append(members, m)
 		}
 	}

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package replica is the zone's rows in memory, as far as agents are concerned
-// with them: hypervisors, security groups, instances, load balancers and their
-// services. It is loaded once, follows the change log, and gives immutable
+// with them: hypervisors, security groups, instances, private networks, elastic
+// IPs, load balancers and their services. It is loaded once, follows the change log, and gives immutable
 // snapshots and what changed from one to the next. It never writes to the store
 // and compiles nothing.
 //
@@ -27,6 +27,8 @@ type (
 	Group    = store.Doc[store.SecurityGroupDoc]
 	Instance = store.Doc[store.InstanceDoc]
 	Balancer = store.Doc[store.LoadBalancerDoc]
+	Network  = store.Doc[store.PrivateNetworkDoc]
+	Elastic  = store.Doc[store.ElasticIPDoc]
 )
 
 // Service is a service with its slot table, nil if it has none yet.
@@ -43,15 +45,19 @@ type Class struct {
 	Hosts  map[uint32]int // number of hypervisor -> its instances of the class
 }
 
-// Placed reports whether agents have to know of an instance: it has a place, a
-// port and an address, and is not on its way out.
+// Placed reports whether agents have to know of an instance: it has a place, and
+// is not on its way out.
 func Placed(d store.InstanceDoc) bool {
 	switch d.State {
 	case cloud.InstanceDestroying, cloud.InstanceDestroyed, cloud.InstanceExpunging:
 		return false
 	}
-	return d.HostNumber != 0 && d.Port != 0 && d.Class != 0 && d.Address.IsValid()
+	return d.HostNumber != 0 && d.Class != 0
 }
+
+// Public reports whether a placed instance can be reached from outside: it has a
+// port and an address there.
+func Public(d store.InstanceDoc) bool { return Placed(d) && d.Port != 0 && d.Address.IsValid() }
 
 // Peers are the groups that a group's rules name.
 func Peers(g store.SecurityGroupDoc) []cloud.ID {
@@ -72,6 +78,8 @@ type Replica struct {
 	instances statedb.RWTable[*Instance]
 	balancers statedb.RWTable[*Balancer]
 	services  statedb.RWTable[*Service]
+	networks  statedb.RWTable[*Network]
+	elastics  statedb.RWTable[*Elastic]
 	classes   statedb.RWTable[*Class]
 	position  statedb.RWTable[position]
 	all       []statedb.TableMeta
@@ -124,6 +132,20 @@ var (
 		return []uint32{i.Body.Class}
 	}, number)
 
+	instanceByNetwork = many("network", func(i *Instance) []cloud.ID {
+		if !Placed(i.Body) {
+			return nil
+		}
+		ids := make([]cloud.ID, len(i.Body.Networks))
+		for k, a := range i.Body.Networks {
+			ids[k] = a.Network
+		}
+		return ids
+	}, text)
+
+	networkByID = unique("id", func(n *Network) cloud.ID { return n.ID }, text)
+	elasticByID = unique("id", func(e *Elastic) cloud.ID { return e.ID }, text)
+
 	balancerByID = unique("id", func(b *Balancer) cloud.ID { return b.ID }, text)
 
 	serviceByID       = unique("id", func(s *Service) cloud.ID { return s.ID }, text)
@@ -156,11 +178,15 @@ func New() (*Replica, error) {
 	open(e)
 	r.groups, e = table(r, "groups", groupByID, groupByPeer)
 	open(e)
-	r.instances, e = table(r, "instances", instanceByID, instanceByClass)
+	r.instances, e = table(r, "instances", instanceByID, instanceByClass, instanceByNetwork)
 	open(e)
 	r.balancers, e = table(r, "balancers", balancerByID)
 	open(e)
 	r.services, e = table(r, "services", serviceByID, serviceByBalancer, serviceByInstance)
+	open(e)
+	r.networks, e = table(r, "networks", networkByID)
+	open(e)
+	r.elastics, e = table(r, "elastics", elasticByID)
 	open(e)
 	r.classes, e = table(r, "classes", classByNumber, classByGroup)
 	open(e)

@@ -14,6 +14,7 @@ import (
 // kinds of resources that are held here.
 var kinds = []store.Kind{
 	store.KindHypervisor, store.KindSecurityGroup, store.KindInstance, store.KindLoadBalancer, store.KindService,
+	store.KindPrivateNetwork, store.KindElasticIP,
 }
 
 // Rows are what a commit wrote and deleted.
@@ -25,6 +26,8 @@ type Rows struct {
 	Instances []*Instance
 	Balancers []*Balancer
 	Services  []*Service
+	Networks  []*Network
+	Elastics  []*Elastic
 	Deleted   []store.Ref
 	Bad       []store.Ref // cannot be decoded: what is known of them stays as it was
 }
@@ -42,6 +45,10 @@ func (rows *Rows) add(tx *store.Tx, row store.Row, log *slog.Logger) error {
 		err = decode(&rows.Instances, row)
 	case store.KindLoadBalancer:
 		err = decode(&rows.Balancers, row)
+	case store.KindPrivateNetwork:
+		err = decode(&rows.Networks, row)
+	case store.KindElasticIP:
+		err = decode(&rows.Elastics, row)
 	case store.KindService:
 		var s Service
 		if s.Doc, err = store.Decode[store.ServiceDoc](row); err != nil {
@@ -97,6 +104,12 @@ func (r *Replica) Commit(rows Rows) {
 	for _, s := range rows.Services {
 		_, _, _ = r.services.Insert(txn, s)
 	}
+	for _, n := range rows.Networks {
+		_, _, _ = r.networks.Insert(txn, n)
+	}
+	for _, e := range rows.Elastics {
+		_, _, _ = r.elastics.Insert(txn, e)
+	}
 	for _, ref := range rows.Deleted {
 		r.remove(txn, ref)
 	}
@@ -110,6 +123,8 @@ func (r *Replica) clear(txn statedb.WriteTxn) {
 	_ = r.instances.DeleteAll(txn)
 	_ = r.balancers.DeleteAll(txn)
 	_ = r.services.DeleteAll(txn)
+	_ = r.networks.DeleteAll(txn)
+	_ = r.elastics.DeleteAll(txn)
 	_ = r.classes.DeleteAll(txn)
 }
 
@@ -123,6 +138,10 @@ func (r *Replica) remove(txn statedb.WriteTxn, ref store.Ref) {
 		if old, had, _ := r.instances.Delete(txn, &Instance{ID: ref.ID}); had {
 			r.recount(txn, old, nil)
 		}
+	case store.KindPrivateNetwork:
+		_, _, _ = r.networks.Delete(txn, &Network{ID: ref.ID})
+	case store.KindElasticIP:
+		_, _, _ = r.elastics.Delete(txn, &Elastic{ID: ref.ID})
 	case store.KindLoadBalancer:
 		_, _, _ = r.balancers.Delete(txn, &Balancer{ID: ref.ID})
 	case store.KindService:

@@ -56,6 +56,19 @@ type InstanceDoc struct {
 	Command    string     `json:"command"`
 
 	UserDataRaw []byte `json:"user-data-raw,omitempty"` // decoded
+
+	Address6   netip.Addr   `json:"address6,omitzero"`
+	Networks   []Attachment `json:"networks,omitempty"` // in the order in which it was attached
+	Keys       []string     `json:"keys,omitempty"`     // its SSH keys in authorized_keys form, as they were when it was made
+	Protected  bool         `json:"protected,omitempty"`
+	Password   *Password    `json:"password,omitempty"`
+	ReverseDNS string       `json:"reverse-dns,omitempty"` // without the dot at its end
+}
+
+// Password of an instance, sealed.
+type Password struct {
+	Sealed []byte    `json:"sealed"`
+	Set    time.Time `json:"set"`
 }
 
 // PoolDoc is an instance pool. Its members are instances with Pool set, found
@@ -227,18 +240,25 @@ func (d HypervisorDoc) Index() Index {
 
 // References of each document that uses others.
 
-// References of an instance: its groups, its class, and its pool.
+// References of an instance: its groups, its class, its networks, its elastic
+// IPs, and its pool.
 func (d InstanceDoc) References() []Ref {
 	refs := append(refsTo(KindSecurityGroup, d.SecurityGroups), refsTo(KindAntiAffinity, d.AntiAffinityGroups)...)
+	refs = append(refs, refsTo(KindElasticIP, d.ElasticIPs)...)
+	for _, a := range d.Networks {
+		refs = append(refs, Ref{KindPrivateNetwork, a.Network})
+	}
 	if d.Pool != "" {
 		refs = append(refs, Ref{KindPool, d.Pool})
 	}
 	return append(refs, ClassRef(d.SecurityGroups))
 }
 
-// References of a pool: the groups its next members will be in.
+// References of a pool: the groups and networks its next members will be in, and
+// the elastic IPs they will have.
 func (d PoolDoc) References() []Ref {
-	return append(refsTo(KindSecurityGroup, d.SecurityGroups), refsTo(KindAntiAffinity, d.AntiAffinityGroups)...)
+	return slices.Concat(refsTo(KindSecurityGroup, d.SecurityGroups), refsTo(KindAntiAffinity, d.AntiAffinityGroups),
+		refsTo(KindPrivateNetwork, d.PrivateNetworks), refsTo(KindElasticIP, d.ElasticIPs))
 }
 
 // References of a service: its pool.

@@ -20,13 +20,28 @@ const (
 	NumberPort    = "port"
 	NumberBackend = "backend"
 	NumberService = "service"
+	NumberNetwork = "network" // the VNI
+	NumberElastic = "elastic"
 )
+
+// limits of kinds whose numbers do not use all 32 bits. Those above the last
+// VNI are our own.
+var limits = map[string]uint32{NumberNetwork: 0xfffffd}
 
 // Kinds of addresses.
 const (
-	AddressInstance = "instance"
-	AddressVIP      = "vip"
+	AddressInstance  = "instance"
+	AddressInstance6 = "instance6"
+	AddressVIP       = "vip"
+	AddressElastic   = "elastic"
+	AddressElastic6  = "elastic6" // the first address of a prefix of ElasticBits6
 )
+
+// ElasticBits6 is the length of the prefix that an elastic IP of IPv6 is.
+const ElasticBits6 = 96
+
+// AddressKinds are all kinds of addresses, for whoever adds pools.
+var AddressKinds = []string{AddressInstance, AddressInstance6, AddressVIP, AddressElastic, AddressElastic6}
 
 // Rest is how long a freed number or address belongs to nobody: longer than
 // any flow or drain that may still carry it, so that a new owner inherits
@@ -41,6 +56,9 @@ type ExhaustedError struct {
 }
 
 func (e *ExhaustedError) Error() string {
+	if e.Prefixes == nil && limits[e.Kind] != 0 {
+		return fmt.Sprintf("no free %s number", e.Kind)
+	}
 	return fmt.Sprintf("no free address in the %s pool %v", e.Kind, e.Prefixes)
 }
 
@@ -60,6 +78,9 @@ func (tx *Tx) Allocate(kind, owner string) (uint32, error) {
 		err = tx.queryRowWriting([]any{&number}, `INSERT INTO allocation (kind, number, owner, freed_at)
 			SELECT $1, COALESCE(MAX(number), 0) + 1, $2, 0 FROM allocation WHERE kind = $3 RETURNING number`,
 			kind, owner, kind)
+	}
+	if limit := limits[kind]; err == nil && limit != 0 && number > limit {
+		err = &ExhaustedError{Kind: kind}
 	}
 	if err != nil {
 		return 0, fmt.Errorf("allocate a number for %s %s: %w", kind, owner, err)
@@ -128,7 +149,10 @@ func (tx *Tx) AddPool(kind string, prefix netip.Prefix) error {
 	if !prefix.IsValid() || prefix != prefix.Masked() {
 		return fmt.Errorf("pool %s %s: not a prefix", kind, prefix)
 	}
-	for _, k := range []string{AddressInstance, AddressVIP} {
+	if err := fits(kind, prefix); err != nil {
+		return fmt.Errorf("pool %s %s: %w", kind, prefix, err)
+	}
+	for _, k := range AddressKinds {
 		have, err := tx.Pools(k)
 		if err != nil {
 			return err
@@ -146,6 +170,27 @@ func (tx *Tx) AddPool(kind string, prefix netip.Prefix) error {
 		SELECT $1, $2, COALESCE(MAX(seq), 0) + 1 FROM pool`, kind, prefix.String())
 	if err != nil {
 		return fmt.Errorf("add pool %s %s: %w", kind, prefix, err)
+	}
+	return nil
+}
+
+// fits refuses a prefix that no address of the kind can come from.
+func fits(kind string, prefix netip.Prefix) error {
+	switch kind {
+	case AddressInstance6:
+		if prefix.Addr().Is4() {
+			return errors.New("expected an IPv6 prefix")
+		}
+	case AddressElastic6:
+		if prefix.Addr().Is4() || prefix.Bits() >= ElasticBits6 {
+			return fmt.Errorf("expected an IPv6 prefix shorter than /%d", ElasticBits6)
+		}
+	case AddressInstance, AddressElastic, AddressVIP:
+		if prefix.Addr().Is6() {
+			return errors.New("expected an IPv4 prefix")
+		}
+	default:
+		return fmt.Errorf("expected one of the kinds %v", AddressKinds)
 	}
 	return nil
 }
@@ -217,7 +262,7 @@ func (tx *Tx) addressFrom(kind string, prefix netip.Prefix, owner string) (netip
 		if next, err = addressOf(*highest); err != nil {
 			return netip.Addr{}, err
 		}
-		next = next.Next()
+		next = following(kind, next)
 	}
 	if last.Less(next) {
 		return netip.Addr{}, ErrNotFound
@@ -240,15 +285,27 @@ func (tx *Tx) FreeAddress(kind, owner string) error {
 	return nil
 }
 
+// following is the next address of a kind: of elastic6 the next prefix's.
+func following(kind string, a netip.Addr) netip.Addr {
+	if kind == AddressElastic6 {
+		a = lastOf(netip.PrefixFrom(a, ElasticBits6))
+	}
+	return a.Next()
+}
+
 // usable leaves out the network's own address and the broadcast address, and
-// of an instance pool the first one, which guests see as their gateway.
+// of an instance pool the first one, which guests see as their gateway; of
+// elastic6 the first prefix, which has the network's own address in it.
 func usable(kind string, prefix netip.Prefix) (first, last netip.Addr) {
 	first, last = prefix.Addr(), lastOf(prefix)
+	if kind == AddressElastic6 {
+		return following(kind, first), netip.PrefixFrom(last, ElasticBits6).Masked().Addr()
+	}
 	if host := prefix.Addr().BitLen() - prefix.Bits(); host < 2 {
 		return first, last
 	}
 	first, last = first.Next(), last.Prev()
-	if kind == AddressInstance {
+	if kind == AddressInstance || kind == AddressInstance6 {
 		first = first.Next()
 	}
 	return first, last

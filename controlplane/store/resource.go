@@ -26,6 +26,9 @@ const (
 	KindLoadBalancer  Kind = "load-balancer"
 	KindService       Kind = "load-balancer-service"
 	KindHypervisor    Kind = "hypervisor"
+
+	KindPrivateNetwork Kind = "private-network"
+	KindElasticIP      Kind = "elastic-ip"
 )
 
 // Row is a resource as it is stored: what every kind has, and the document.

@@ -85,6 +85,12 @@ func (k *RootKey) open(name string, sealed []byte) (string, error) {
 	return string(secret), nil
 }
 
+// Seal encrypts what only its owner may read, bound to a name.
+func (k *RootKey) Seal(name, secret string) []byte { return k.seal(name, secret) }
+
+// Open is the reverse of Seal.
+func (k *RootKey) Open(name string, sealed []byte) (string, error) { return k.open(name, sealed) }
+
 // APIKey is what signs requests. The key selects the organisation.
 type APIKey struct {
 	Key    string
