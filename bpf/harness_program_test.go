@@ -69,7 +69,7 @@ type world struct {
 
 var sizes = map[string]uint32{
 	"slots": 1024, "backends": 256, "backend_stat": 256, "svc": 64, "svc_stat": 64, "nexthops": 16,
-	"port_cfg": 64, "ct_est": 64, "rule_stats": 256, "vtep_seen": 16, "ct_swept": 64,
+	"port_cfg": 64, "ct_est": 64, "rule_stats": 256, "vtep_seen": 16, "ct_swept": 64, "pace": 64,
 }
 
 // load puts both objects into the kernel, once: uplink_in with its note in
@@ -130,7 +130,7 @@ func newWorld(t *testing.T) *world {
 func (w *world) empty(name string, m *ebpf.Map) {
 	w.Helper()
 	switch m.Type() {
-	case ebpf.Hash, ebpf.LPMTrie:
+	case ebpf.Hash, ebpf.LPMTrie, ebpf.LRUHash:
 		for {
 			key := make([]byte, m.KeySize())
 			if err := m.NextKey(nil, &key); err != nil {
@@ -151,7 +151,7 @@ func (w *world) empty(name string, m *ebpf.Map) {
 		for i := range m.MaxEntries() {
 			must(w.T, m.Put(i, zero))
 		}
-	case ebpf.ArrayOfMaps:
+	case ebpf.ArrayOfMaps, ebpf.RingBuf:
 	default:
 		w.Fatalf("map %s is a %s", name, m.Type())
 	}
@@ -249,7 +249,7 @@ func (w *world) port(id uint32, hw, addr string, policyIn uint32) {
 		Ifindex: 100 + id, Flags: bpf.PortEgressOpen, Mac: mac(hw), GatewayMac: mac(gatewayMAC),
 		PolicyIn: policyIn, Generation: 1, Mtu: 1500,
 	})
-	w.put("fdb", bpf.FdbKey{Vni: bpf.LBVNI, Mac: mac(hw)}, id)
+	w.put("fdb", bpf.FdbKey{Vni: bpf.LBVNI, Mac: mac(hw)}, bpf.Station{Port: id})
 	w.put("addr_ok", bpf.AddrKey{Port: id, Ip: ip16(addr)}, uint32(0))
 	w.put("addr_port", ip16(addr), id)
 }

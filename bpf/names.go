@@ -4,36 +4,43 @@ package bpf
 
 // The names by which the rest of Cairn knows the generated types.
 type (
-	Ip16      = uplinkIp16
-	Cfg       = uplinkCfg
-	Meta      = uplinkMeta
-	Vip4Key   = uplinkVip4Key
-	Svc       = uplinkSvc
-	Backend   = uplinkBackend
-	Nexthop   = uplinkNexthop
-	Stat      = uplinkStat
-	Vtep      = uplinkVtep
-	Refusals  = uplinkRefusals
-	Reach     = uplinkReach
-	LocalKey  = uplinkLocalKey
-	Local     = uplinkLocal
-	FdbKey    = uplinkFdbKey
-	PortCfg   = uplinkPortCfg
-	AddrKey   = uplinkAddrKey
-	PrefixKey = uplinkPrefixKey
-	MemberKey = uplinkMemberKey
-	CidrKey   = uplinkCidrKey
-	BmKey     = uplinkBmKey
-	BoundsKey = uplinkBoundsKey
-	Bounds    = uplinkBounds
-	PortBmKey = uplinkPortBmKey
-	RulesKey  = uplinkRulesKey
-	Rules     = uplinkRules
-	RuleStat  = uplinkRuleStat
-	CtKey     = uplinkCtKey
-	Ct        = uplinkCt
-	Note      = uplinkNote
-	Sweep     = portSweep
+	Ip16        = uplinkIp16
+	Cfg         = uplinkCfg
+	Meta        = uplinkMeta
+	Vip4Key     = uplinkVip4Key
+	Svc         = uplinkSvc
+	Backend     = uplinkBackend
+	Nexthop     = uplinkNexthop
+	Stat        = uplinkStat
+	Vtep        = uplinkVtep
+	Refusals    = uplinkRefusals
+	Reach       = uplinkReach
+	LocalKey    = uplinkLocalKey
+	Local       = uplinkLocal
+	FdbKey      = uplinkFdbKey
+	Station     = uplinkStation
+	NeighKey    = uplinkNeighKey
+	Neigh       = uplinkNeigh
+	Bum         = uplinkBum
+	ListenerKey = uplinkListenerKey
+	Pace        = uplinkPace
+	Punt        = uplinkPunt
+	PortCfg     = uplinkPortCfg
+	AddrKey     = uplinkAddrKey
+	PrefixKey   = uplinkPrefixKey
+	MemberKey   = uplinkMemberKey
+	CidrKey     = uplinkCidrKey
+	BmKey       = uplinkBmKey
+	BoundsKey   = uplinkBoundsKey
+	Bounds      = uplinkBounds
+	PortBmKey   = uplinkPortBmKey
+	RulesKey    = uplinkRulesKey
+	Rules       = uplinkRules
+	RuleStat    = uplinkRuleStat
+	CtKey       = uplinkCtKey
+	Ct          = uplinkCt
+	Note        = uplinkNote
+	Sweep       = portSweep
 )
 
 // Values of the fields that maps.h declares as enums.
@@ -48,6 +55,9 @@ const (
 	LocalDraining = uint16(uplinkLocalFlagLOCAL_DRAINING)
 
 	PortEgressOpen = uint32(uplinkPortFlagPORT_EGRESS_OPEN)
+	PortUnmanaged  = uint32(uplinkPortFlagPORT_UNMANAGED)
+
+	BumSnooping = uint32(uplinkBumFlagBUM_SNOOPING)
 
 	PrefixHost      = uint32(uplinkPrefixFlagPREFIX_HOST)
 	PrefixInstances = uint32(uplinkPrefixFlagPREFIX_INSTANCES)
@@ -81,6 +91,11 @@ const (
 	LBVNI = 0xFFFFFE
 	// ReachEtherType marks a question, and its answer, whether a host is reached.
 	ReachEtherType = 0x88b5
+	// BumPorts and BumHosts are the room for ports and hosts in one Bum record.
+	BumPorts = 256
+	BumHosts = 512
+	// PuntMax is the largest frame that the agent is asked to answer.
+	PuntMax = 1024
 	// BoundsMax is the room for bounds in one Bounds record.
 	BoundsMax = 128
 	// Schema is the version of the layout of all maps: the folder of pins is

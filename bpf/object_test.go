@@ -131,12 +131,13 @@ func TestBothObjectsDeclareTheSameMaps(t *testing.T) {
 func TestSizesOfRecords(t *testing.T) {
 	declared := specs(t).Uplink.Maps
 	for name, want := range map[string][2]uint32{
-		"cfg": {4, 32}, "meta": {4, 48}, "reasons": {4, 8}, "vip_bits": {4, 8}, "vip4": {8, 4}, "vipaddr4": {4, 4},
+		"cfg": {4, 36}, "meta": {4, 48}, "reasons": {4, 8}, "vip_bits": {4, 8}, "vip4": {8, 4}, "vipaddr4": {4, 4},
 		"svc": {4, 64}, "slots": {4, 8}, "backends": {4, 32}, "nexthops": {4, 8}, "svc_stat": {4, 32},
-		"backend_stat": {4, 32}, "vteps": {4, 8}, "vtep_seen": {4, 16}, "local": {8, 24}, "fdb": {12, 4}, "port_cfg": {4, 64},
+		"backend_stat": {4, 32}, "vteps": {4, 8}, "vtep_seen": {4, 16}, "local": {8, 24}, "fdb": {12, 8}, "port_cfg": {4, 64},
 		"ifindex_port": {4, 4}, "addr_ok": {20, 4}, "addr_port": {16, 4}, "prefixes": {20, 4}, "members": {20, 4},
 		"cidr": {24, 4}, "peer_bm": {12, 8}, "cidr_bm": {12, 8}, "port_bounds": {12, 260}, "port_bm": {16, 8},
 		"rule_ids": {8, 256}, "rule_stats": {4, 16}, "ct_est": {4, 4}, "ct_swept": {4, 8}, "refusals": {4, 16},
+		"neigh": {20, 12}, "bum": {4, 3088}, "listeners": {28, 8}, "pace": {4, 16}, "punts": {0, 0},
 	} {
 		if m := declared[name]; m == nil || m.KeySize != want[0] || m.ValueSize != want[1] {
 			t.Errorf("%s: %v, want key %d, value %d", name, m, want[0], want[1])

@@ -78,6 +78,7 @@ type portMapSpecs struct {
 	AddrPort    *ebpf.MapSpec `ebpf:"addr_port"`
 	BackendStat *ebpf.MapSpec `ebpf:"backend_stat"`
 	Backends    *ebpf.MapSpec `ebpf:"backends"`
+	Bum         *ebpf.MapSpec `ebpf:"bum"`
 	Cfg         *ebpf.MapSpec `ebpf:"cfg"`
 	Cidr        *ebpf.MapSpec `ebpf:"cidr"`
 	CidrBm      *ebpf.MapSpec `ebpf:"cidr_bm"`
@@ -85,15 +86,19 @@ type portMapSpecs struct {
 	CtSwept     *ebpf.MapSpec `ebpf:"ct_swept"`
 	Fdb         *ebpf.MapSpec `ebpf:"fdb"`
 	IfindexPort *ebpf.MapSpec `ebpf:"ifindex_port"`
+	Listeners   *ebpf.MapSpec `ebpf:"listeners"`
 	Local       *ebpf.MapSpec `ebpf:"local"`
 	Members     *ebpf.MapSpec `ebpf:"members"`
 	Meta        *ebpf.MapSpec `ebpf:"meta"`
+	Neigh       *ebpf.MapSpec `ebpf:"neigh"`
 	Nexthops    *ebpf.MapSpec `ebpf:"nexthops"`
+	Pace        *ebpf.MapSpec `ebpf:"pace"`
 	PeerBm      *ebpf.MapSpec `ebpf:"peer_bm"`
 	PortBm      *ebpf.MapSpec `ebpf:"port_bm"`
 	PortBounds  *ebpf.MapSpec `ebpf:"port_bounds"`
 	PortCfg     *ebpf.MapSpec `ebpf:"port_cfg"`
 	Prefixes    *ebpf.MapSpec `ebpf:"prefixes"`
+	Punts       *ebpf.MapSpec `ebpf:"punts"`
 	Reasons     *ebpf.MapSpec `ebpf:"reasons"`
 	Refusals    *ebpf.MapSpec `ebpf:"refusals"`
 	RuleIds     *ebpf.MapSpec `ebpf:"rule_ids"`
@@ -113,6 +118,7 @@ type portMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type portVariableSpecs struct {
 	ExportBackendFlag *ebpf.VariableSpec `ebpf:"export_backend_flag"`
+	ExportBumFlag     *ebpf.VariableSpec `ebpf:"export_bum_flag"`
 	ExportCt          *ebpf.VariableSpec `ebpf:"export_ct"`
 	ExportCtFlag      *ebpf.VariableSpec `ebpf:"export_ct_flag"`
 	ExportCtKey       *ebpf.VariableSpec `ebpf:"export_ct_key"`
@@ -124,6 +130,7 @@ type portVariableSpecs struct {
 	ExportNoteFlag    *ebpf.VariableSpec `ebpf:"export_note_flag"`
 	ExportPortFlag    *ebpf.VariableSpec `ebpf:"export_port_flag"`
 	ExportPrefixFlag  *ebpf.VariableSpec `ebpf:"export_prefix_flag"`
+	ExportPunt        *ebpf.VariableSpec `ebpf:"export_punt"`
 	ExportReachOp     *ebpf.VariableSpec `ebpf:"export_reach_op"`
 	ExportReason      *ebpf.VariableSpec `ebpf:"export_reason"`
 	ExportScope       *ebpf.VariableSpec `ebpf:"export_scope"`
@@ -154,6 +161,7 @@ type portMaps struct {
 	AddrPort    *ebpf.Map `ebpf:"addr_port"`
 	BackendStat *ebpf.Map `ebpf:"backend_stat"`
 	Backends    *ebpf.Map `ebpf:"backends"`
+	Bum         *ebpf.Map `ebpf:"bum"`
 	Cfg         *ebpf.Map `ebpf:"cfg"`
 	Cidr        *ebpf.Map `ebpf:"cidr"`
 	CidrBm      *ebpf.Map `ebpf:"cidr_bm"`
@@ -161,15 +169,19 @@ type portMaps struct {
 	CtSwept     *ebpf.Map `ebpf:"ct_swept"`
 	Fdb         *ebpf.Map `ebpf:"fdb"`
 	IfindexPort *ebpf.Map `ebpf:"ifindex_port"`
+	Listeners   *ebpf.Map `ebpf:"listeners"`
 	Local       *ebpf.Map `ebpf:"local"`
 	Members     *ebpf.Map `ebpf:"members"`
 	Meta        *ebpf.Map `ebpf:"meta"`
+	Neigh       *ebpf.Map `ebpf:"neigh"`
 	Nexthops    *ebpf.Map `ebpf:"nexthops"`
+	Pace        *ebpf.Map `ebpf:"pace"`
 	PeerBm      *ebpf.Map `ebpf:"peer_bm"`
 	PortBm      *ebpf.Map `ebpf:"port_bm"`
 	PortBounds  *ebpf.Map `ebpf:"port_bounds"`
 	PortCfg     *ebpf.Map `ebpf:"port_cfg"`
 	Prefixes    *ebpf.Map `ebpf:"prefixes"`
+	Punts       *ebpf.Map `ebpf:"punts"`
 	Reasons     *ebpf.Map `ebpf:"reasons"`
 	Refusals    *ebpf.Map `ebpf:"refusals"`
 	RuleIds     *ebpf.Map `ebpf:"rule_ids"`
@@ -190,6 +202,7 @@ func (m *portMaps) Close() error {
 		m.AddrPort,
 		m.BackendStat,
 		m.Backends,
+		m.Bum,
 		m.Cfg,
 		m.Cidr,
 		m.CidrBm,
@@ -197,15 +210,19 @@ func (m *portMaps) Close() error {
 		m.CtSwept,
 		m.Fdb,
 		m.IfindexPort,
+		m.Listeners,
 		m.Local,
 		m.Members,
 		m.Meta,
+		m.Neigh,
 		m.Nexthops,
+		m.Pace,
 		m.PeerBm,
 		m.PortBm,
 		m.PortBounds,
 		m.PortCfg,
 		m.Prefixes,
+		m.Punts,
 		m.Reasons,
 		m.Refusals,
 		m.RuleIds,
@@ -226,6 +243,7 @@ func (m *portMaps) Close() error {
 // It can be passed to loadPortObjects or ebpf.CollectionSpec.LoadAndAssign.
 type portVariables struct {
 	ExportBackendFlag *ebpf.Variable `ebpf:"export_backend_flag"`
+	ExportBumFlag     *ebpf.Variable `ebpf:"export_bum_flag"`
 	ExportCt          *ebpf.Variable `ebpf:"export_ct"`
 	ExportCtFlag      *ebpf.Variable `ebpf:"export_ct_flag"`
 	ExportCtKey       *ebpf.Variable `ebpf:"export_ct_key"`
@@ -237,6 +255,7 @@ type portVariables struct {
 	ExportNoteFlag    *ebpf.Variable `ebpf:"export_note_flag"`
 	ExportPortFlag    *ebpf.Variable `ebpf:"export_port_flag"`
 	ExportPrefixFlag  *ebpf.Variable `ebpf:"export_prefix_flag"`
+	ExportPunt        *ebpf.Variable `ebpf:"export_punt"`
 	ExportReachOp     *ebpf.Variable `ebpf:"export_reach_op"`
 	ExportReason      *ebpf.Variable `ebpf:"export_reason"`
 	ExportScope       *ebpf.Variable `ebpf:"export_scope"`

@@ -54,6 +54,22 @@ type uplinkBoundsKey struct {
 	Proto     uint32
 }
 
+type uplinkBum struct {
+	_     structs.HostLayout
+	Flags uint32
+	Rate  uint32
+	Ports uint32
+	Hosts uint32
+	Port  [256]uint32
+	Host  [512]uint32
+}
+
+type uplinkBumFlag uint32
+
+const (
+	uplinkBumFlagBUM_SNOOPING uplinkBumFlag = 1
+)
+
 type uplinkCfg struct {
 	_         structs.HostLayout
 	Endpoint  uint32
@@ -63,6 +79,7 @@ type uplinkCfg struct {
 	Probe     uint32
 	UplinkMac [6]uint8
 	DoorMac   [6]uint8
+	Overlay   uint32
 }
 
 type uplinkCidrKey struct {
@@ -141,6 +158,14 @@ type uplinkIp16 struct {
 	B [16]uint8
 }
 
+type uplinkListenerKey struct {
+	_     structs.HostLayout
+	Vni   uint32
+	Port  uint32
+	Host  uint32
+	Group uplinkIp16
+}
+
 type uplinkLocal struct {
 	_          structs.HostLayout
 	Backend    uint32
@@ -181,6 +206,19 @@ type uplinkMeta struct {
 	Revision     uint64
 }
 
+type uplinkNeigh struct {
+	_    structs.HostLayout
+	Port uint32
+	Mac  [6]uint8
+	Pad  [2]uint8
+}
+
+type uplinkNeighKey struct {
+	_   structs.HostLayout
+	Vni uint32
+	Ip  uplinkIp16
+}
+
 type uplinkNexthop struct {
 	_     structs.HostLayout
 	Mac   [6]uint8
@@ -206,6 +244,12 @@ type uplinkNoteFlag uint32
 const (
 	uplinkNoteFlagNOTE_PRESENT uplinkNoteFlag = 1
 )
+
+type uplinkPace struct {
+	_    structs.HostLayout
+	Bum  uint64
+	Punt uint64
+}
 
 type uplinkPortBmKey struct {
 	_         structs.HostLayout
@@ -233,6 +277,7 @@ type uplinkPortFlag uint32
 
 const (
 	uplinkPortFlagPORT_EGRESS_OPEN uplinkPortFlag = 1
+	uplinkPortFlagPORT_UNMANAGED   uplinkPortFlag = 256
 )
 
 type uplinkPrefixFlag uint32
@@ -246,6 +291,14 @@ type uplinkPrefixKey struct {
 	_    structs.HostLayout
 	Bits uint32
 	Ip   uplinkIp16
+}
+
+type uplinkPunt struct {
+	_      structs.HostLayout
+	At     uint64
+	Port   uint32
+	Length uint32
+	Frame  [1024]uint8
 }
 
 type uplinkReach struct {
@@ -358,6 +411,12 @@ type uplinkStat struct {
 	Forwarded uint64
 }
 
+type uplinkStation struct {
+	_        structs.HostLayout
+	Port     uint32
+	Endpoint uint32
+}
+
 type uplinkSvc struct {
 	_          structs.HostLayout
 	Vip        uplinkIp16
@@ -449,6 +508,7 @@ type uplinkMapSpecs struct {
 	AddrPort    *ebpf.MapSpec `ebpf:"addr_port"`
 	BackendStat *ebpf.MapSpec `ebpf:"backend_stat"`
 	Backends    *ebpf.MapSpec `ebpf:"backends"`
+	Bum         *ebpf.MapSpec `ebpf:"bum"`
 	Cfg         *ebpf.MapSpec `ebpf:"cfg"`
 	Cidr        *ebpf.MapSpec `ebpf:"cidr"`
 	CidrBm      *ebpf.MapSpec `ebpf:"cidr_bm"`
@@ -456,15 +516,19 @@ type uplinkMapSpecs struct {
 	CtSwept     *ebpf.MapSpec `ebpf:"ct_swept"`
 	Fdb         *ebpf.MapSpec `ebpf:"fdb"`
 	IfindexPort *ebpf.MapSpec `ebpf:"ifindex_port"`
+	Listeners   *ebpf.MapSpec `ebpf:"listeners"`
 	Local       *ebpf.MapSpec `ebpf:"local"`
 	Members     *ebpf.MapSpec `ebpf:"members"`
 	Meta        *ebpf.MapSpec `ebpf:"meta"`
+	Neigh       *ebpf.MapSpec `ebpf:"neigh"`
 	Nexthops    *ebpf.MapSpec `ebpf:"nexthops"`
+	Pace        *ebpf.MapSpec `ebpf:"pace"`
 	PeerBm      *ebpf.MapSpec `ebpf:"peer_bm"`
 	PortBm      *ebpf.MapSpec `ebpf:"port_bm"`
 	PortBounds  *ebpf.MapSpec `ebpf:"port_bounds"`
 	PortCfg     *ebpf.MapSpec `ebpf:"port_cfg"`
 	Prefixes    *ebpf.MapSpec `ebpf:"prefixes"`
+	Punts       *ebpf.MapSpec `ebpf:"punts"`
 	Reasons     *ebpf.MapSpec `ebpf:"reasons"`
 	Refusals    *ebpf.MapSpec `ebpf:"refusals"`
 	RuleIds     *ebpf.MapSpec `ebpf:"rule_ids"`
@@ -484,6 +548,7 @@ type uplinkMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type uplinkVariableSpecs struct {
 	ExportBackendFlag *ebpf.VariableSpec `ebpf:"export_backend_flag"`
+	ExportBumFlag     *ebpf.VariableSpec `ebpf:"export_bum_flag"`
 	ExportCt          *ebpf.VariableSpec `ebpf:"export_ct"`
 	ExportCtFlag      *ebpf.VariableSpec `ebpf:"export_ct_flag"`
 	ExportCtKey       *ebpf.VariableSpec `ebpf:"export_ct_key"`
@@ -495,6 +560,7 @@ type uplinkVariableSpecs struct {
 	ExportNoteFlag    *ebpf.VariableSpec `ebpf:"export_note_flag"`
 	ExportPortFlag    *ebpf.VariableSpec `ebpf:"export_port_flag"`
 	ExportPrefixFlag  *ebpf.VariableSpec `ebpf:"export_prefix_flag"`
+	ExportPunt        *ebpf.VariableSpec `ebpf:"export_punt"`
 	ExportReachOp     *ebpf.VariableSpec `ebpf:"export_reach_op"`
 	ExportReason      *ebpf.VariableSpec `ebpf:"export_reason"`
 	ExportScope       *ebpf.VariableSpec `ebpf:"export_scope"`
@@ -527,6 +593,7 @@ type uplinkMaps struct {
 	AddrPort    *ebpf.Map `ebpf:"addr_port"`
 	BackendStat *ebpf.Map `ebpf:"backend_stat"`
 	Backends    *ebpf.Map `ebpf:"backends"`
+	Bum         *ebpf.Map `ebpf:"bum"`
 	Cfg         *ebpf.Map `ebpf:"cfg"`
 	Cidr        *ebpf.Map `ebpf:"cidr"`
 	CidrBm      *ebpf.Map `ebpf:"cidr_bm"`
@@ -534,15 +601,19 @@ type uplinkMaps struct {
 	CtSwept     *ebpf.Map `ebpf:"ct_swept"`
 	Fdb         *ebpf.Map `ebpf:"fdb"`
 	IfindexPort *ebpf.Map `ebpf:"ifindex_port"`
+	Listeners   *ebpf.Map `ebpf:"listeners"`
 	Local       *ebpf.Map `ebpf:"local"`
 	Members     *ebpf.Map `ebpf:"members"`
 	Meta        *ebpf.Map `ebpf:"meta"`
+	Neigh       *ebpf.Map `ebpf:"neigh"`
 	Nexthops    *ebpf.Map `ebpf:"nexthops"`
+	Pace        *ebpf.Map `ebpf:"pace"`
 	PeerBm      *ebpf.Map `ebpf:"peer_bm"`
 	PortBm      *ebpf.Map `ebpf:"port_bm"`
 	PortBounds  *ebpf.Map `ebpf:"port_bounds"`
 	PortCfg     *ebpf.Map `ebpf:"port_cfg"`
 	Prefixes    *ebpf.Map `ebpf:"prefixes"`
+	Punts       *ebpf.Map `ebpf:"punts"`
 	Reasons     *ebpf.Map `ebpf:"reasons"`
 	Refusals    *ebpf.Map `ebpf:"refusals"`
 	RuleIds     *ebpf.Map `ebpf:"rule_ids"`
@@ -563,6 +634,7 @@ func (m *uplinkMaps) Close() error {
 		m.AddrPort,
 		m.BackendStat,
 		m.Backends,
+		m.Bum,
 		m.Cfg,
 		m.Cidr,
 		m.CidrBm,
@@ -570,15 +642,19 @@ func (m *uplinkMaps) Close() error {
 		m.CtSwept,
 		m.Fdb,
 		m.IfindexPort,
+		m.Listeners,
 		m.Local,
 		m.Members,
 		m.Meta,
+		m.Neigh,
 		m.Nexthops,
+		m.Pace,
 		m.PeerBm,
 		m.PortBm,
 		m.PortBounds,
 		m.PortCfg,
 		m.Prefixes,
+		m.Punts,
 		m.Reasons,
 		m.Refusals,
 		m.RuleIds,
@@ -599,6 +675,7 @@ func (m *uplinkMaps) Close() error {
 // It can be passed to loadUplinkObjects or ebpf.CollectionSpec.LoadAndAssign.
 type uplinkVariables struct {
 	ExportBackendFlag *ebpf.Variable `ebpf:"export_backend_flag"`
+	ExportBumFlag     *ebpf.Variable `ebpf:"export_bum_flag"`
 	ExportCt          *ebpf.Variable `ebpf:"export_ct"`
 	ExportCtFlag      *ebpf.Variable `ebpf:"export_ct_flag"`
 	ExportCtKey       *ebpf.Variable `ebpf:"export_ct_key"`
@@ -610,6 +687,7 @@ type uplinkVariables struct {
 	ExportNoteFlag    *ebpf.Variable `ebpf:"export_note_flag"`
 	ExportPortFlag    *ebpf.Variable `ebpf:"export_port_flag"`
 	ExportPrefixFlag  *ebpf.Variable `ebpf:"export_prefix_flag"`
+	ExportPunt        *ebpf.Variable `ebpf:"export_punt"`
 	ExportReachOp     *ebpf.Variable `ebpf:"export_reach_op"`
 	ExportReason      *ebpf.Variable `ebpf:"export_reason"`
 	ExportScope       *ebpf.Variable `ebpf:"export_scope"`

@@ -77,7 +77,7 @@ static __always_inline enum reason locate(struct trip *t, const struct cfg *c)
 	struct fdb_key key = { .vni = c->lb_vni };
 	struct local_key here = { .service = t->svc->id };
 	struct backend *b = backend_of(t->backend);
-	__u32 *port;
+	struct station *station;
 
 	if (!b)
 		return REASON_NO_BACKEND;
@@ -86,10 +86,10 @@ static __always_inline enum reason locate(struct trip *t, const struct cfg *c)
 		return REASON_NONE;
 	}
 	__builtin_memcpy(key.mac, b->mac, sizeof(key.mac));
-	port = bpf_map_lookup_elem(&fdb, &key);
-	if (!port)
+	station = bpf_map_lookup_elem(&fdb, &key);
+	if (!station)
 		return REASON_NO_LOCAL;
-	t->port = *port;
+	t->port = station->port;
 	here.port = t->port;
 	t->at = bpf_map_lookup_elem(&local, &here);
 	return t->at ? REASON_NONE : REASON_NO_LOCAL;
@@ -431,8 +431,8 @@ static __always_inline int from_tunnel(struct xdp_md *ctx, const struct cfg *c, 
 	struct vxlanhdr *vxlan;
 	struct ethhdr *inner;
 	enum reason reason;
+	struct station *station;
 	struct vtep *vtep;
-	__u32 *port;
 
 	vtep = bpf_map_lookup_elem(&vteps, &sender);
 	if (!vtep)
@@ -450,10 +450,10 @@ static __always_inline int from_tunnel(struct xdp_md *ctx, const struct cfg *c, 
 	if (inner->h_proto != bpf_htons(ETH_P_IP) || read_tag(inner->h_source, t))
 		return leave(XDP_DROP, REASON_MALFORMED);
 	__builtin_memcpy(key.mac, inner->h_dest, sizeof(key.mac));
-	port = bpf_map_lookup_elem(&fdb, &key);
-	if (!port)
+	station = bpf_map_lookup_elem(&fdb, &key);
+	if (!station)
 		return leave(XDP_DROP, REASON_NO_LOCAL);
-	t->port = *port;
+	t->port = station->port;
 	reason = strip(ctx, t);
 	if (!reason)
 		reason = arrive(t);

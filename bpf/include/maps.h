@@ -31,6 +31,7 @@ struct cfg {
 	__be32 probe;	 /* the door's own address: source of health checks */
 	__u8 uplink_mac[6];
 	__u8 door_mac[6]; /* MAC of the door's far side */
+	__u32 overlay;	  /* ifindex of the vxlan device; 0: none */
 };
 
 enum direction {

@@ -5,14 +5,9 @@
 
 /* Ports: their configuration, addresses, and the ranges no port may reach. Conventions: maps.h. */
 
-struct fdb_key {
-	__u32 vni;
-	__u8 mac[6];
-	__u8 pad[2];
-};
-
 enum port_flag {
 	PORT_EGRESS_OPEN = 1, /* no egress rule exists: all may leave */
+	PORT_UNMANAGED = 256, /* its private network leases no addresses: they are the guests' own */
 };
 
 struct port_cfg {
@@ -44,15 +39,6 @@ struct prefix_key {
 	__u32 bits; /* 0..128 of ip; 96 + n for an IPv4 prefix of n bits */
 	struct ip16 ip;
 };
-
-/* Written by the agent: network, MAC → local port. One entry per port. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 16384);
-	__type(key, struct fdb_key);
-	__type(value, __u32);
-} fdb SEC(".maps");
 
 /* Written by the agent, indexed by the zone's port id. */
 struct {

@@ -16,6 +16,7 @@
 #include "maps_lb.h"
 #include "maps_policy.h"
 #include "maps_port.h"
+#include "maps_private.h"
 
 /*
  * Reading and mending packets. Only the cursor compares against the end of the

@@ -57,6 +57,7 @@ type Maps struct {
 	Members, Cidr, PeerBm, CidrBm, PortBounds, PortBm *ebpf.Map
 	RuleIds, RuleStats                                *ebpf.Map
 	CtEst, CtSwept, Refusals                          *ebpf.Map
+	Neigh, Bum, Listeners, Pace, Punts                *ebpf.Map
 }
 
 func (m *Maps) byName() map[string]**ebpf.Map {
@@ -71,6 +72,7 @@ func (m *Maps) byName() map[string]**ebpf.Map {
 		"port_bounds": &m.PortBounds, "port_bm": &m.PortBm,
 		"rule_ids": &m.RuleIds, "rule_stats": &m.RuleStats,
 		"ct_est": &m.CtEst, "ct_swept": &m.CtSwept, "refusals": &m.Refusals,
+		"neigh": &m.Neigh, "bum": &m.Bum, "listeners": &m.Listeners, "pace": &m.Pace, "punts": &m.Punts,
 	}
 }
 

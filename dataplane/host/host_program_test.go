@@ -44,7 +44,7 @@ func programMaps(t *testing.T, h *host.Host, cp5 int, admitted bool) {
 		GatewayMac: hw(gwMAC), PolicyIn: 1, Generation: 1, Mtu: 1500})
 	put(m.AddrOk, bpf.AddrKey{Port: port5, Ip: ip16(vmAddr)}, uint32(0))
 	put(m.AddrPort, ip16(vmAddr), port5)
-	put(m.Fdb, bpf.FdbKey{Vni: bpf.LBVNI, Mac: hw(vmMAC)}, port5)
+	put(m.Fdb, bpf.FdbKey{Vni: bpf.LBVNI, Mac: hw(vmMAC)}, bpf.Station{Port: port5})
 	put(m.Backends, backend12, &bpf.Backend{Flags: bpf.BackendValid, Mac: hw(vmMAC)})
 	put(m.Local, bpf.LocalKey{Service: service7, Port: port5},
 		&bpf.Local{Backend: backend12, Ip: ip16(vmAddr), TargetPort: bpf.BE16(8080), Flags: bpf.LocalReady})

@@ -31,7 +31,7 @@ func NewKernel(h *host.Host) (*Kernel, error) {
 	m := &h.Maps
 	k := &Kernel{host: h, plain: [mapEnd]*ebpf.Map{
 		Prefixes: m.Prefixes, Vteps: m.Vteps, RuleIDs: m.RuleIds, PortBounds: m.PortBounds, PortBM: m.PortBm,
-		CidrBM: m.CidrBm, Cidr: m.Cidr, PeerBM: m.PeerBm, Members: m.Members, AddrOK: m.AddrOk, Fdb: m.Fdb,
+		CidrBM: m.CidrBm, Cidr: m.Cidr, PeerBM: m.PeerBm, Members: m.Members, AddrOK: m.AddrOk, Fdb: m.Fdb, Neigh: m.Neigh, Bum: m.Bum,
 		PortCfg: m.PortCfg, AddrPort: m.AddrPort, Local: m.Local, VIPAddr4: m.Vipaddr4, VIP4: m.Vip4,
 	}}
 	for at, array := range map[Map]*ebpf.Map{

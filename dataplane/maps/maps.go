@@ -34,8 +34,10 @@ const (
 	Attach
 	AddrOK
 	Fdb
+	Neigh
 	PortCfg
 	AddrPort
+	Bum
 	Backends
 	Local
 	Slots
@@ -67,8 +69,10 @@ var traits = [mapEnd]trait{
 	Attach:     {name: "attach"},
 	AddrOK:     {name: "addr_ok"},
 	Fdb:        {name: "fdb"},
+	Neigh:      {name: "neigh"},
 	PortCfg:    {name: "port_cfg"},
 	AddrPort:   {name: "addr_port"},
+	Bum:        {name: "bum"},
 	Backends:   {name: "backends", grace: true},
 	Local:      {name: "local"},
 	Slots:      {name: "slots", grace: true},

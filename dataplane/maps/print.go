@@ -50,6 +50,9 @@ func printKey(id ID) string {
 	case Fdb:
 		k := As[bpf.FdbKey](id.Key)
 		return fmt.Sprintf("%d/%s", k.Vni, net.HardwareAddr(k.Mac[:]))
+	case Neigh:
+		k := As[bpf.NeighKey](id.Key)
+		return fmt.Sprintf("%d/%s", k.Vni, k.Ip.Addr())
 	case AddrPort:
 		return As[bpf.Ip16](id.Key).Addr().String()
 	case Local:
@@ -82,6 +85,18 @@ func printValue(e Entry) string {
 		return fmt.Sprintf("bounds %v", v.Bound[:min(int(v.N), len(v.Bound))])
 	case PortBM, CidrBM, PeerBM, VIPBits:
 		return fmt.Sprintf("%#x", binary.NativeEndian.Uint64([]byte(e.Value)))
+	case Fdb:
+		v := As[bpf.Station](e.Value)
+		if v.Endpoint != 0 {
+			return "endpoint " + bpf.AddrBE32(v.Endpoint).String()
+		}
+		return fmt.Sprintf("port %d", v.Port)
+	case Neigh:
+		v := As[bpf.Neigh](e.Value)
+		return fmt.Sprintf("port %d mac %s", v.Port, net.HardwareAddr(v.Mac[:]))
+	case Bum:
+		v := As[bpf.Bum](e.Value)
+		return fmt.Sprintf("%d ports %d hosts rate %d flags %d", v.Ports, v.Hosts, v.Rate, v.Flags)
 	case PortCfg:
 		v := As[bpf.PortCfg](e.Value)
 		return fmt.Sprintf("device %d mac %s policy %d/%d generation %d mtu %d flags %d",

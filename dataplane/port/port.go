@@ -145,7 +145,7 @@ func (b *Builder) port(u *maps.Unit, p wire.Port) error {
 			maps.Make(maps.AddrPort, bpf.IP16(a), p.ID))
 	}
 	u.Want = append(u.Want,
-		maps.Make(maps.Fdb, bpf.FdbKey{Vni: bpf.LBVNI, Mac: p.MAC}, p.ID),
+		maps.Make(maps.Fdb, bpf.FdbKey{Vni: bpf.LBVNI, Mac: p.MAC}, bpf.Station{Port: p.ID}),
 		maps.Entry{ID: key, Value: maps.Bytes(cfg)})
 	return nil
 }
