@@ -95,7 +95,7 @@ func (f *fuzz) flags(proto uint8) uint8 {
 		return 0
 	}
 	return pick[uint8](f.rnd, packet.SYN, packet.SYN, packet.SYN|packet.ACK, packet.ACK, packet.ACK, packet.ACK,
-		packet.FIN|packet.ACK, packet.RST, packet.RST|packet.ACK, 0)
+		packet.FIN|packet.ACK, packet.RST, packet.RST|packet.ACK)
 }
 
 // inward is a packet from the wire: few peers, ports and services, so that they

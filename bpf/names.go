@@ -55,6 +55,9 @@ const (
 	LocalDraining = uint16(uplinkLocalFlagLOCAL_DRAINING)
 
 	PortEgressOpen = uint32(uplinkPortFlagPORT_EGRESS_OPEN)
+	PortSMTPOpen   = uint32(uplinkPortFlagPORT_SMTP_OPEN)
+	PortFirewall   = uint32(uplinkPortFlagPORT_FIREWALL)
+	PortStrict     = uint32(uplinkPortFlagPORT_STRICT)
 	PortUnmanaged  = uint32(uplinkPortFlagPORT_UNMANAGED)
 
 	BumSnooping = uint32(uplinkBumFlagBUM_SNOOPING)

@@ -156,7 +156,7 @@ func TestEveryReasonHasAName(t *testing.T) {
 		drop   bool
 	}{
 		{ReasonPassHost, "pass_host", false}, {ReasonSent, "sent", false}, {ReasonMalformed, "malformed", true},
-		{ReasonPolicyIn, "policy_in", true}, {Reason(95), "reason_95", true},
+		{ReasonPolicyIn, "policy_in", true}, {Reason(255), "reason_255", true},
 	} {
 		if got := c.reason.String(); got != c.want || c.reason.IsDrop() != c.drop {
 			t.Errorf("%d: %s, drop %v", uint32(c.reason), got, c.reason.IsDrop())

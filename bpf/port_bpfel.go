@@ -103,6 +103,7 @@ type portMapSpecs struct {
 	Refusals    *ebpf.MapSpec `ebpf:"refusals"`
 	RuleIds     *ebpf.MapSpec `ebpf:"rule_ids"`
 	RuleStats   *ebpf.MapSpec `ebpf:"rule_stats"`
+	Scratch     *ebpf.MapSpec `ebpf:"scratch"`
 	Slots       *ebpf.MapSpec `ebpf:"slots"`
 	Svc         *ebpf.MapSpec `ebpf:"svc"`
 	SvcStat     *ebpf.MapSpec `ebpf:"svc_stat"`
@@ -186,6 +187,7 @@ type portMaps struct {
 	Refusals    *ebpf.Map `ebpf:"refusals"`
 	RuleIds     *ebpf.Map `ebpf:"rule_ids"`
 	RuleStats   *ebpf.Map `ebpf:"rule_stats"`
+	Scratch     *ebpf.Map `ebpf:"scratch"`
 	Slots       *ebpf.Map `ebpf:"slots"`
 	Svc         *ebpf.Map `ebpf:"svc"`
 	SvcStat     *ebpf.Map `ebpf:"svc_stat"`
@@ -227,6 +229,7 @@ func (m *portMaps) Close() error {
 		m.Refusals,
 		m.RuleIds,
 		m.RuleStats,
+		m.Scratch,
 		m.Slots,
 		m.Svc,
 		m.SvcStat,

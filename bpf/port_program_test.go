@@ -126,13 +126,13 @@ func TestUplinkInLeavesOthersAlone(t *testing.T) {
 	}{
 		"host's own":      {fromRouter(packet.TCP(client, endpoint+":179").SYN()).Bytes(), tcNext, bpf.ReasonPassHost},
 		"host's fragment": {fromRouter(packet.UDP(client, endpoint+":1").Fragment(true, 0)).Bytes(), tcNext, bpf.ReasonPassHost},
-		"arp":             {packet.ARP(routerMAC, "10.64.0.0", endpoint), tcNext, bpf.ReasonPassNotIPv4},
+		"arp":             {packet.ARP(routerMAC, "10.64.0.0", endpoint), tcNext, bpf.ReasonPassNotIP},
 		"other station":   {packet.TCP(client, addr5+":8080").SYN().MACs(routerMAC, mac6).Bytes(), tcNext, bpf.ReasonPassOtherMAC},
 		"no port":         {fromRouter(packet.TCP(client, "198.51.100.77:80").SYN()).Bytes(), tcDrop, bpf.ReasonNoPort},
 		"link-local":      {fromRouter(packet.TCP(probe+":1", addr5+":8080").SYN()).Bytes(), tcDrop, bpf.ReasonBadSource},
 		"identity range":  {fromRouter(packet.TCP("198.18.0.1:1", addr5+":8080").SYN()).Bytes(), tcDrop, bpf.ReasonBadSource},
 		"fragment":        {fromRouter(packet.UDP(client, addr5+":53").Fragment(true, 0)).Bytes(), tcDrop, bpf.ReasonFragment},
-		"gre":             {fromRouter(packet.TCP(client, addr5+":1").Proto(47)).Bytes(), tcDrop, bpf.ReasonProtocol},
+		"gre":             {fromRouter(packet.TCP(client, addr5+":1").Proto(47)).Bytes(), tcDrop, bpf.ReasonPolicyIn},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w.expect(moved{c.want: 1}, func() {
@@ -174,25 +174,25 @@ func TestVMMaySendOnlyAsItself(t *testing.T) {
 		setup func(*world)
 		want  bpf.Reason
 	}{
-		"other MAC":           {in: ok.MACs(mac6, gatewayMAC).Bytes(), want: bpf.ReasonSpoofedMAC},
-		"other address":       {in: fromVM(ok.From(addr6 + ":5555")).Bytes(), want: bpf.ReasonSpoofedIP},
-		"other, a fragment":   {in: fromVM(ok.From(addr6+":5555").Fragment(true, 0)).Bytes(), want: bpf.ReasonSpoofedIP},
-		"the VIP":             {in: fromVM(ok.From(vip)).Bytes(), want: bpf.ReasonSpoofedIP},
-		"the door":            {in: fromVM(ok.From(probe + ":5555")).Bytes(), want: bpf.ReasonSpoofedIP},
-		"fragment":            {in: fromVM(ok.Fragment(true, 0)).Bytes(), want: bpf.ReasonFragment},
-		"gre":                 {in: fromVM(ok.Proto(47)).Bytes(), want: bpf.ReasonProtocol},
-		"short":               {in: fromVM(ok).Bytes()[:50], want: bpf.ReasonMalformed},
-		"ipv6":                {in: fromVM(ok).EtherType(0x86dd).Bytes(), want: bpf.ReasonNotIPv4},
-		"vlan":                {in: fromVM(ok).EtherType(0x8899).Bytes(), want: bpf.ReasonNotIPv4},
-		"to the underlay":     {in: fromVM(ok.To(endpoint2 + ":4789")).Bytes(), want: bpf.ReasonHostAddress},
-		"to the host":         {in: fromVM(ok.To(endpoint + ":22")).Bytes(), want: bpf.ReasonHostAddress},
-		"to link-local":       {in: fromVM(ok.To("169.254.0.1:1")).Bytes(), want: bpf.ReasonBadDestination},
-		"to loopback":         {in: fromVM(ok.To("127.0.0.1:1")).Bytes(), want: bpf.ReasonBadDestination},
-		"to multicast":        {in: fromVM(ok.To("224.0.0.1:1")).Bytes(), want: bpf.ReasonBadDestination},
-		"to broadcast":        {in: fromVM(ok.To("255.255.255.255:1")).Bytes(), want: bpf.ReasonBadDestination},
-		"to the door, asking": {in: fromVM(ok.To(probe + ":1")).Bytes(), want: bpf.ReasonNoDoorFlow},
-		"ttl":                 {in: fromVM(ok.TTL(1)).Bytes(), want: bpf.ReasonTTL},
-		"oversize":            {in: fromVM(ok.Payload(make([]byte, 1461))).Bytes(), want: bpf.ReasonOversize},
+		"other MAC":                {in: ok.MACs(mac6, gatewayMAC).Bytes(), want: bpf.ReasonSpoofedMAC},
+		"other address":            {in: fromVM(ok.From(addr6 + ":5555")).Bytes(), want: bpf.ReasonSpoofedIP},
+		"other, a fragment":        {in: fromVM(ok.From(addr6+":5555").Payload(make([]byte, 4)).Fragment(true, 0)).Bytes(), want: bpf.ReasonSpoofedIP},
+		"the VIP":                  {in: fromVM(ok.From(vip)).Bytes(), want: bpf.ReasonSpoofedIP},
+		"the door":                 {in: fromVM(ok.From(probe + ":5555")).Bytes(), want: bpf.ReasonSpoofedIP},
+		"fragment":                 {in: fromVM(ok.Payload(make([]byte, 4)).Fragment(true, 0)).Bytes(), want: bpf.ReasonFragment},
+		"icmp of the other family": {in: fromVM(ok.Proto(58)).Bytes(), want: bpf.ReasonProtocol},
+		"short":                    {in: fromVM(ok).Bytes()[:50], want: bpf.ReasonMalformed},
+		"version 4 in ipv6":        {in: fromVM(ok).EtherType(0x86dd).Bytes(), want: bpf.ReasonMalformed},
+		"vlan":                     {in: fromVM(ok).EtherType(0x8899).Bytes(), want: bpf.ReasonNotIP},
+		"to the underlay":          {in: fromVM(ok.To(endpoint2 + ":4789")).Bytes(), want: bpf.ReasonHostAddress},
+		"to the host":              {in: fromVM(ok.To(endpoint + ":22")).Bytes(), want: bpf.ReasonHostAddress},
+		"to link-local":            {in: fromVM(ok.To("169.254.0.1:1")).Bytes(), want: bpf.ReasonBadDestination},
+		"to loopback":              {in: fromVM(ok.To("127.0.0.1:1")).Bytes(), want: bpf.ReasonBadDestination},
+		"to multicast":             {in: fromVM(ok.To("224.0.0.1:1")).Bytes(), want: bpf.ReasonBadDestination},
+		"to broadcast":             {in: fromVM(ok.To("255.255.255.255:1")).Bytes(), want: bpf.ReasonBadDestination},
+		"to the door, asking":      {in: fromVM(ok.To(probe + ":1")).Bytes(), want: bpf.ReasonNoDoorFlow},
+		"ttl":                      {in: fromVM(ok.TTL(1)).Bytes(), want: bpf.ReasonTTL},
+		"oversize":                 {in: fromVM(ok.Payload(make([]byte, 1461))).Bytes(), want: bpf.ReasonOversize},
 		"device of no port": {in: fromVM(ok).Bytes(), setup: func(w *world) {
 			w.del("ifindex_port", uint32(loopback))
 		}, want: bpf.ReasonNoPort},
@@ -327,8 +327,8 @@ func TestDoor(t *testing.T) {
 	}{
 		"not the probe's address": {syn.From("169.254.169.254:1"), bpf.ReasonBadSource},
 		"not a port":              {syn.To(client), bpf.ReasonNoPort},
-		"fragment":                {syn.Fragment(true, 0), bpf.ReasonFragment},
-		"ipv6":                    {syn.EtherType(0x86dd), bpf.ReasonNotIPv4},
+		"fragment":                {syn.Payload(make([]byte, 4)).Fragment(true, 0), bpf.ReasonFragment},
+		"arp":                     {syn.EtherType(packet.TypeARP), bpf.ReasonNotIP},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w.expect(moved{c.want: 1}, func() {

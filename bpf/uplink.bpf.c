@@ -159,9 +159,31 @@ static __always_inline enum reason heed(const struct note *note, struct visit *v
 /* An address without a port: the host's own, or nobody's. */
 static __always_inline int no_port(const struct frame *f, bool noted)
 {
-	if (noted || prefix_flags(f->pkt.daddr) & PREFIX_INSTANCES)
+	if (noted || prefix_flags(&f->ip.dst) & PREFIX_INSTANCES)
 		return drop(f, REASON_NO_PORT);
 	return pass(f, REASON_PASS_HOST);
+}
+
+/* To a port of this host: ask its policy, deliver. */
+static __always_inline int to_instance(struct __sk_buff *skb, struct work *w, const struct note *note,
+				       const struct port_cfg *pc, __u32 port)
+{
+	enum reason reason = w->f.reason;
+
+	if (reason)
+		return drop(&w->f, reason);
+	if (is_bad_source(&w->f.ip))
+		return drop(&w->f, REASON_BAD_SOURCE);
+	if (w->f.ip.fragment)
+		return drop(&w->f, REASON_FRAGMENT);
+	begin_visit(&w->v, &w->f, port, DIRECTION_IN);
+	if (note->flags & NOTE_PRESENT)
+		reason = heed(note, &w->v);
+	if (!reason)
+		reason = track(&w->v, pc);
+	if (reason)
+		return drop(&w->f, reason);
+	return to_port(skb, &w->f, &w->v, pc);
 }
 
 SEC("tcx/ingress")
@@ -169,35 +191,27 @@ int uplink_in(struct __sk_buff *skb)
 {
 	struct note note = {};
 	bool noted = note_read(skb, &note);
+	struct work *w = begin_work();
 	struct cfg *c = config();
-	struct visit v = {};
-	struct frame f = {};
 	struct port_cfg *pc;
-	enum reason reason;
+	__u32 port = 0;
 
-	if (!c)
-		return pass(&f, REASON_NO_CONFIG);
-	if (!read_frame(skb, &f))
-		return pass(&f, REASON_MALFORMED);
-	if (f.proto != bpf_htons(ETH_P_IP))
-		return pass(&f, REASON_PASS_NOT_IPV4);
-	if (!same_mac(f.dst, c->uplink_mac))
-		return pass(&f, REASON_PASS_OTHER_MAC);
-	if (f.reason == REASON_MALFORMED)
-		return drop(&f, f.reason);
-	if (is_host_source(f.pkt.saddr))
-		return drop(&f, REASON_BAD_SOURCE);
-	pc = port_at(f.pkt.daddr, &v.port);
+	if (!c || !w)
+		return pass_blind(REASON_NO_CONFIG);
+	if (!read_frame(skb, &w->f))
+		return pass_blind(REASON_MALFORMED);
+	if (skb->vlan_present || (w->f.proto != bpf_htons(ETH_P_IP) && w->f.proto != bpf_htons(ETH_P_IPV6)))
+		return pass(&w->f, REASON_PASS_NOT_IP);
+	if (!same_mac(w->f.dst, c->uplink_mac))
+		return pass(&w->f, REASON_PASS_OTHER_MAC);
+	if (w->f.reason == REASON_MALFORMED)
+		return drop(&w->f, REASON_MALFORMED);
+	if (w->f.ip.family == 4 && is_host_source(ip16_v4(&w->f.ip.src)))
+		return drop(&w->f, REASON_BAD_SOURCE);
+	pc = port_at(&w->f.ip.dst, &port);
 	if (!pc)
-		return no_port(&f, noted);
-	if (f.reason)
-		return drop(&f, f.reason);
-	reason = noted ? heed(&note, &v) : REASON_NONE;
-	if (!reason)
-		reason = enter(&f, &v, pc);
-	if (reason)
-		return drop(&f, reason);
-	return to_port(skb, &f, &v, pc);
+		return no_port(&w->f, noted);
+	return to_instance(skb, w, &note, pc, port);
 }
 
 char _license[] SEC("license") = "Apache-2.0";

@@ -260,23 +260,29 @@ type uplinkPortBmKey struct {
 }
 
 type uplinkPortCfg struct {
-	_          structs.HostLayout
-	Ifindex    uint32
-	Flags      uint32
-	Mac        [6]uint8
-	GatewayMac [6]uint8
-	PolicyIn   uint32
-	PolicyOut  uint32
-	Generation uint32
-	Mtu        uint32
-	Vni        uint32
-	Reserved   [6]uint32
+	_           structs.HostLayout
+	Ifindex     uint32
+	Flags       uint32
+	Mac         [6]uint8
+	GatewayMac  [6]uint8
+	PolicyIn    uint32
+	PolicyOut   uint32
+	Generation  uint32
+	Mtu         uint32
+	Vni         uint32
+	Established uint32
+	Reserved    uint32
+	LooseUntil  uint64
+	Reserved2   [2]uint32
 }
 
 type uplinkPortFlag uint32
 
 const (
 	uplinkPortFlagPORT_EGRESS_OPEN uplinkPortFlag = 1
+	uplinkPortFlagPORT_SMTP_OPEN   uplinkPortFlag = 2
+	uplinkPortFlagPORT_FIREWALL    uplinkPortFlag = 4
+	uplinkPortFlagPORT_STRICT      uplinkPortFlag = 8
 	uplinkPortFlagPORT_UNMANAGED   uplinkPortFlag = 256
 )
 
@@ -322,6 +328,8 @@ const (
 	uplinkReasonREASON_PASS_HOST          uplinkReason = 2
 	uplinkReasonREASON_PASS_OTHER_VNI     uplinkReason = 3
 	uplinkReasonREASON_PASS_OTHER_MAC     uplinkReason = 4
+	uplinkReasonREASON_PASS_NOT_IP        uplinkReason = 5
+	uplinkReasonREASON_CT_QUOTA           uplinkReason = 8
 	uplinkReasonREASON_SENT               uplinkReason = 10
 	uplinkReasonREASON_FORWARDED          uplinkReason = 11
 	uplinkReasonREASON_DELIVERED          uplinkReason = 12
@@ -336,14 +344,26 @@ const (
 	uplinkReasonREASON_REACHED            uplinkReason = 21
 	uplinkReasonREASON_TO_PORT_TRANSLATED uplinkReason = 22
 	uplinkReasonREASON_REFUSED            uplinkReason = 23
+	uplinkReasonREASON_ND_ANSWERED        uplinkReason = 24
+	uplinkReasonREASON_PUNTED             uplinkReason = 25
+	uplinkReasonREASON_TOO_BIG_ANSWERED   uplinkReason = 26
+	uplinkReasonREASON_TO_TUNNEL          uplinkReason = 27
+	uplinkReasonREASON_FLOODED            uplinkReason = 28
 	uplinkReasonREASON_MALFORMED          uplinkReason = 30
-	uplinkReasonREASON_NOT_IPV4           uplinkReason = 31
+	uplinkReasonREASON_NOT_IP             uplinkReason = 31
 	uplinkReasonREASON_FRAGMENT           uplinkReason = 32
 	uplinkReasonREASON_PROTOCOL           uplinkReason = 33
 	uplinkReasonREASON_OVERSIZE           uplinkReason = 34
 	uplinkReasonREASON_TTL                uplinkReason = 35
 	uplinkReasonREASON_BAD_SOURCE         uplinkReason = 36
 	uplinkReasonREASON_BAD_DESTINATION    uplinkReason = 37
+	uplinkReasonREASON_EXTENSIONS         uplinkReason = 38
+	uplinkReasonREASON_FRAGMENT_EARLY     uplinkReason = 39
+	uplinkReasonREASON_FRAGMENT_OVERLAP   uplinkReason = 40
+	uplinkReasonREASON_FRAGMENT_SHORT     uplinkReason = 41
+	uplinkReasonREASON_FRAGMENT_RATE      uplinkReason = 42
+	uplinkReasonREASON_TCP_FLAGS          uplinkReason = 43
+	uplinkReasonREASON_VLAN               uplinkReason = 44
 	uplinkReasonREASON_UNKNOWN_ENDPOINT   uplinkReason = 50
 	uplinkReasonREASON_NO_SERVICE         uplinkReason = 51
 	uplinkReasonREASON_STALE_SERVICE      uplinkReason = 52
@@ -371,7 +391,21 @@ const (
 	uplinkReasonREASON_NO_DOOR_FLOW       uplinkReason = 82
 	uplinkReasonREASON_GUARD              uplinkReason = 83
 	uplinkReasonREASON_NO_CONFIG          uplinkReason = 84
-	uplinkReasonREASON_MAX                uplinkReason = 96
+	uplinkReasonREASON_NO_NETWORK         uplinkReason = 85
+	uplinkReasonREASON_PUNT_LOST          uplinkReason = 86
+	uplinkReasonREASON_SPOOFED_ND         uplinkReason = 87
+	uplinkReasonREASON_ND_IGNORED         uplinkReason = 88
+	uplinkReasonREASON_ROGUE_RA           uplinkReason = 89
+	uplinkReasonREASON_ROGUE_DHCP         uplinkReason = 90
+	uplinkReasonREASON_ROGUE_DHCP6        uplinkReason = 91
+	uplinkReasonREASON_CT_INVALID_RST     uplinkReason = 92
+	uplinkReasonREASON_CT_NO_SYN          uplinkReason = 93
+	uplinkReasonREASON_ICMP_UNMATCHED     uplinkReason = 94
+	uplinkReasonREASON_ICMP_TOO_SMALL     uplinkReason = 95
+	uplinkReasonREASON_ICMP_REDIRECT      uplinkReason = 96
+	uplinkReasonREASON_SMTP               uplinkReason = 97
+	uplinkReasonREASON_METADATA_CLOSED    uplinkReason = 98
+	uplinkReasonREASON_MAX                uplinkReason = 256
 )
 
 type uplinkRefusals struct {
@@ -454,6 +488,66 @@ type uplinkVtep struct {
 	Pmtu uint32
 }
 
+type uplinkWork struct {
+	_ structs.HostLayout
+	F struct {
+		_  structs.HostLayout
+		Ip struct {
+			_            structs.HostLayout
+			Src          uplinkIp16
+			Dst          uplinkIp16
+			Sport        uint16
+			Dport        uint16
+			Match        uint16
+			Proto        uint8
+			Family       uint8
+			Ttl          uint8
+			TcpFlags     uint8
+			IcmpType     uint8
+			IcmpCode     uint8
+			Fragment     uint8
+			More         uint8
+			Window       uint16
+			Seq          uint32
+			Ack          uint32
+			FragId       uint32
+			FragOffset   uint16
+			FragLength   uint16
+			L3           uint16
+			L4           uint16
+			Payload      uint16
+			Length       uint16
+			DontFragment bool
+			_            [3]byte
+		}
+		Proto   uint16
+		Src     [6]uint8
+		Dst     [6]uint8
+		_       [2]byte
+		Reason  uplinkReason
+		Packets uint64
+		Bytes   uint64
+	}
+	V struct {
+		_          structs.HostLayout
+		Key        uplinkCtKey
+		Port       uint32
+		Direction  uint8
+		TcpFlags   uint8
+		Opening    bool
+		Host       bool
+		AnswerOnly bool
+		Translated bool
+		NewAlias   bool
+		_          [1]byte
+		Match      uint16
+		WirePort   uint16
+		Packets    uint64
+		Bytes      uint64
+		Flow       uplinkCt
+	}
+}
+
 // loadUplink returns the embedded CollectionSpec for uplink.
 func loadUplink() (*ebpf.CollectionSpec, error) {
 	reader := bytes.NewReader(_UplinkBytes)
@@ -533,6 +627,7 @@ type uplinkMapSpecs struct {
 	Refusals    *ebpf.MapSpec `ebpf:"refusals"`
 	RuleIds     *ebpf.MapSpec `ebpf:"rule_ids"`
 	RuleStats   *ebpf.MapSpec `ebpf:"rule_stats"`
+	Scratch     *ebpf.MapSpec `ebpf:"scratch"`
 	Slots       *ebpf.MapSpec `ebpf:"slots"`
 	Svc         *ebpf.MapSpec `ebpf:"svc"`
 	SvcStat     *ebpf.MapSpec `ebpf:"svc_stat"`
@@ -618,6 +713,7 @@ type uplinkMaps struct {
 	Refusals    *ebpf.Map `ebpf:"refusals"`
 	RuleIds     *ebpf.Map `ebpf:"rule_ids"`
 	RuleStats   *ebpf.Map `ebpf:"rule_stats"`
+	Scratch     *ebpf.Map `ebpf:"scratch"`
 	Slots       *ebpf.Map `ebpf:"slots"`
 	Svc         *ebpf.Map `ebpf:"svc"`
 	SvcStat     *ebpf.Map `ebpf:"svc_stat"`
@@ -659,6 +755,7 @@ func (m *uplinkMaps) Close() error {
 		m.Refusals,
 		m.RuleIds,
 		m.RuleStats,
+		m.Scratch,
 		m.Slots,
 		m.Svc,
 		m.SvcStat,

@@ -18,7 +18,7 @@ struct visit {
 	__u32 port;
 	__u8 direction; /* of this packet at the port */
 	__u8 tcp_flags;
-	bool opening;	  /* a SYN, or any packet of UDP and ICMP */
+	bool opening;	  /* a SYN, or any packet of what is not TCP */
 	bool host;	  /* it came through the door */
 	bool answer_only; /* it may belong to a flow, never open one */
 	bool translated;  /* key.peer_port is not the wire's */
@@ -38,10 +38,12 @@ struct visit {
 
 static __always_inline __u64 lifetime(const struct ct *f, __u8 proto)
 {
-	if (proto == IPPROTO_ICMP)
+	if (proto == IPPROTO_ICMP || proto == IPPROTO_ICMPV6)
 		return 5 * SECOND;
 	if (proto == IPPROTO_UDP)
 		return f->state == CT_ESTABLISHED ? 180 * SECOND : 60 * SECOND;
+	if (proto != IPPROTO_TCP)
+		return f->state == CT_ESTABLISHED ? 600 * SECOND : 60 * SECOND;
 	switch (f->state) {
 	case CT_NEW:
 		return 30 * SECOND;
@@ -111,13 +113,14 @@ static __always_inline enum reason renew(struct ct *f, const struct port_cfg *pc
 			.proto = v->key.proto,
 			.match = f->match,
 			.peer = v->key.peer,
+			.scope = pc->vni,
 		};
-		__u32 rule = 0;
-		enum reason reason = judge(pc, &q, &rule);
+		struct verdict verdict = {};
+		enum reason reason = judge(pc, &q, &verdict);
 
 		if (reason)
 			return reason;
-		f->rule = rule;
+		f->rule = verdict.rule;
 		f->generation = generation;
 	}
 	advance(f, v);
@@ -181,11 +184,14 @@ static __always_inline enum reason begin(void *flows, const struct port_cfg *pc,
 			.proto = v->key.proto,
 			.match = v->match,
 			.peer = v->key.peer,
+			.scope = pc->vni,
 		};
+		struct verdict verdict = {};
 
-		reason = judge(pc, &q, &f->rule);
+		reason = judge(pc, &q, &verdict);
 		if (reason)
 			return reason;
+		f->rule = verdict.rule;
 	}
 	f->seen = now;
 	f->packets = v->packets;

@@ -110,32 +110,32 @@ static __always_inline __u32 next_owner(const struct trip *t)
 	return prev != t->backend ? prev : 0;
 }
 
-enum verdict {
-	VERDICT_DELIVER,
-	VERDICT_HAND_ON,
-	VERDICT_REFUSE,
+enum fate {
+	FATE_DELIVER,
+	FATE_HAND_ON,
+	FATE_REFUSE,
 };
 
 /* What a host does with a packet for a backend of its own. */
-static __always_inline enum verdict weigh(const struct trip *t, bool known, __u32 next)
+static __always_inline enum fate weigh(const struct trip *t, bool known, __u32 next)
 {
 	if (known)
-		return VERDICT_DELIVER;
+		return FATE_DELIVER;
 	if (is_syn(&t->pkt)) {
 		bool draining = t->at->flags & LOCAL_DRAINING;
 		bool ready = t->at->flags & LOCAL_READY && !draining;
 
 		if (ready || t->svc->flags & SVC_PANIC)
-			return VERDICT_DELIVER;
+			return FATE_DELIVER;
 		if (next && t->hop < HOPS_MAX)
-			return VERDICT_HAND_ON;
-		return draining ? VERDICT_REFUSE : VERDICT_DELIVER;
+			return FATE_HAND_ON;
+		return draining ? FATE_REFUSE : FATE_DELIVER;
 	}
 	if (next && t->hop == 0)
-		return VERDICT_HAND_ON;
+		return FATE_HAND_ON;
 	if (next && t->hop == 1 && t->pkt.proto == IPPROTO_UDP)
-		return VERDICT_HAND_ON;
-	return VERDICT_DELIVER;
+		return FATE_HAND_ON;
+	return FATE_DELIVER;
 }
 
 /* Another flow has the tuple: is this one there under a translated port? */
@@ -352,7 +352,7 @@ static __always_inline void count_handed_on(const struct trip *t)
 static __always_inline int travel(struct xdp_md *ctx, const struct cfg *c, struct trip *t)
 {
 	for (int i = 0; i <= HOPS_MAX; i++) {
-		enum verdict verdict;
+		enum fate fate;
 		enum reason reason;
 		__u32 next, here;
 
@@ -364,10 +364,10 @@ static __always_inline int travel(struct xdp_md *ctx, const struct cfg *c, struc
 				return send(ctx, c, t);
 		}
 		next = next_owner(t);
-		verdict = weigh(t, is_known_here(t), next);
-		if (verdict == VERDICT_DELIVER)
+		fate = weigh(t, is_known_here(t), next);
+		if (fate == FATE_DELIVER)
 			return deliver(ctx, t);
-		if (verdict == VERDICT_REFUSE)
+		if (fate == FATE_REFUSE)
 			return refuse(ctx, c, t);
 		here = t->backend;
 		t->backend = next;

@@ -7,6 +7,9 @@
 
 enum port_flag {
 	PORT_EGRESS_OPEN = 1, /* no egress rule exists: all may leave */
+	PORT_SMTP_OPEN = 2,   /* mail may leave for port 25 */
+	PORT_FIREWALL = 4,    /* a private port whose network has security groups */
+	PORT_STRICT = 8,      /* TCP without a SYN opens no flow */
 	PORT_UNMANAGED = 256, /* its private network leases no addresses: they are the guests' own */
 };
 
@@ -20,9 +23,12 @@ struct port_cfg {
 	__u32 policy_in;  /* 0: none yet, all is dropped */
 	__u32 policy_out; /* 0: none yet, all is dropped unless open */
 	__u32 generation;
-	__u32 mtu; /* largest IP packet; 0: any */
-	__u32 vni; /* 0: the public network */
-	__u32 reserved[6];
+	__u32 mtu;	   /* largest IP packet; 0: any */
+	__u32 vni;	   /* 0: the public network */
+	__u32 established; /* lifetime of an idle TCP flow in seconds; 0: an hour */
+	__u32 reserved;
+	__u64 loose_until; /* CLOCK_MONOTONIC ns until which PORT_STRICT does not count */
+	__u32 reserved2[2];
 };
 
 struct addr_key {

@@ -6,6 +6,7 @@
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
+#include <linux/in6.h>
 #include <linux/ip.h>
 #include <linux/tcp.h>
 #include <linux/udp.h>
@@ -91,6 +92,22 @@ static __always_inline long cut(struct xdp_md *ctx, int length)
 	return have > length ? bpf_xdp_adjust_tail(ctx, length - have) : 0;
 }
 
+/*
+ * Have the frame's first bytes, as many as there are up to most, where a cursor
+ * finds them: on a TAP little of the frame is linear. No pointer into the
+ * packet survives this.
+ */
+static __always_inline bool linear(struct __sk_buff *skb, __u32 most)
+{
+	void *head = (void *)(long)skb->data;
+
+	if (most > skb->len)
+		most = skb->len;
+	if (head + most <= (void *)(long)skb->data_end)
+		return true;
+	return !bpf_skb_pull_data(skb, most);
+}
+
 /* The metadata that lies in front of the packet: from data_meta to data. */
 static __always_inline struct cursor skb_meta(struct __sk_buff *skb)
 {
@@ -148,14 +165,6 @@ static __always_inline bool is_syn(const struct packet *pkt)
 static __always_inline bool is_icmp_echo(__u8 type)
 {
 	return type == ICMP_ECHO || type == ICMP_ECHOREPLY;
-}
-
-/* The port by which a policy judges the packet going to dport. */
-static __always_inline __u16 match_port(const struct packet *pkt)
-{
-	if (pkt->proto == IPPROTO_ICMP)
-		return pkt->icmp_type << 8 | pkt->icmp_code;
-	return bpf_ntohs(pkt->dport);
 }
 
 static __always_inline enum reason parse_l4(struct cursor *c, struct packet *pkt)
@@ -336,19 +345,6 @@ static __always_inline int leave(int action, enum reason reason)
 {
 	count(reason, 1);
 	return action;
-}
-
-/*
- * Packets in an skb: GRO and TSO hand over many at once. gso_segs is 0 on a
- * TAP, so it is worked out from the size of a segment.
- */
-static __always_inline __u64 packets_in(struct __sk_buff *skb, __u32 headers)
-{
-	__u32 size = skb->gso_size;
-
-	if (!size || skb->len <= headers)
-		return 1;
-	return (skb->len - headers + size - 1) / size;
 }
 
 static __always_inline struct cfg *config(void)

@@ -13,13 +13,24 @@ struct question {
 	__u32 policy;
 	__u32 direction;
 	__u32 proto;
-	__u32 match; /* destination port, or ICMP type << 8 | code */
+	__u32 match;   /* destination port, ICMP type << 8 | code, 0 in other protocols */
+	__u32 scope;   /* whose members peer may be one of: the port's network */
+	bool fragment; /* nothing of L4 is known: only rules for all of it match */
 	struct ip16 peer;
+};
+
+enum verdict_flag {
+	VERDICT_KEEP = 1, /* flows it admitted go on when it is gone */
+};
+
+struct verdict {
+	__u32 rule;  /* its id in the zone */
+	__u32 flags; /* enum verdict_flag */
 };
 
 static __always_inline __u64 peer_rules(const struct question *q)
 {
-	struct member_key member = { .scope = SCOPE_PUBLIC, .ip = q->peer };
+	struct member_key member = { .scope = q->scope, .ip = q->peer };
 	struct bm_key key = { .policy = q->policy, .direction = q->direction };
 	struct cidr_key prefix = { .bits = 32 + 128, .policy = q->policy, .ip = q->peer };
 	__u64 rules = 0, *bm;
@@ -108,17 +119,18 @@ static __noinline bool classify(const struct question *q, __u32 *rule)
 
 /* Judge the first packet of a flow at a port. Global, as track is, so that the
  * verifier reads it once; no caller passes NULL. */
-__noinline enum reason judge(const struct port_cfg *pc, struct question *q, __u32 *rule)
+__noinline enum reason judge(const struct port_cfg *pc, struct question *q, struct verdict *v)
 {
-	if (!pc || !q || !rule)
+	if (!pc || !q || !v)
 		return REASON_NO_PORT;
-	*rule = 0;
+	v->rule = 0;
+	v->flags = 0;
 	if (q->direction == DIRECTION_OUT && pc->flags & PORT_EGRESS_OPEN)
 		return REASON_NONE;
 	q->policy = q->direction == DIRECTION_IN ? READ_ONCE(pc->policy_in) : READ_ONCE(pc->policy_out);
 	if (!q->policy)
 		return REASON_NO_POLICY;
-	if (classify(q, rule))
+	if (classify(q, &v->rule))
 		return REASON_NONE;
 	return q->direction == DIRECTION_IN ? REASON_POLICY_IN : REASON_POLICY_OUT;
 }

@@ -4,24 +4,53 @@
 #include <linux/pkt_cls.h>
 
 #include "conntrack.h"
-#include "packet.h"
+#include "inet.h"
 
 /*
  * Into a port. The same steps whoever brings the packet: the uplink, another
- * port, the host's door. At tcx packets are counted, not skbs.
+ * port, the overlay, the host's door. At tcx packets are counted, not skbs.
  */
 
 /* Without it vm_guard lets no frame into a port. */
 #define GUARD_MARK 0xca190001
 
 struct frame {
-	struct packet pkt;
+	struct inet ip;
 	__be16 proto; /* of Ethernet */
 	__u8 src[ETH_ALEN];
 	__u8 dst[ETH_ALEN];
-	enum reason reason; /* what parsing the packet came to */
-	__u64 packets;
+	enum reason reason; /* what reading the packet came to */
+	__u64 packets;	    /* on the wire; an skb may be many */
+	__u64 bytes;	    /* of IP, with the headers of each */
 };
+
+/* What a program needs for one packet and has no stack for. */
+struct work {
+	struct frame f;
+	struct visit v;
+};
+
+/*
+ * Written and read by one program for the length of one packet; each object has
+ * its own. No program interrupts another on a CPU.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct work);
+} scratch SEC(".maps");
+
+/* Room for this packet, its frame empty; the visit is begin_visit's. */
+static __always_inline struct work *begin_work(void)
+{
+	__u32 key = 0;
+	struct work *w = bpf_map_lookup_elem(&scratch, &key);
+
+	if (w)
+		__builtin_memset(&w->f, 0, sizeof(w->f));
+	return w;
+}
 
 static __always_inline int drop(const struct frame *f, enum reason reason)
 {
@@ -41,18 +70,46 @@ static __always_inline int redirected(const struct frame *f, long action, enum r
 	return action;
 }
 
-/*
- * Read an skb's headers. On a TAP little of the frame is linear, and headers
- * that are shared with a clone must not be changed: pull as much as they can
- * take at most.
- */
-static __always_inline bool read_frame(struct __sk_buff *skb, struct frame *f)
+/* A way out before anything is known of the packet. */
+static __always_inline int drop_blind(enum reason reason)
 {
-	__u32 most = L4_MAX + sizeof(struct tcphdr);
+	count(reason, 1);
+	return TC_ACT_SHOT;
+}
+
+static __always_inline int pass_blind(enum reason reason)
+{
+	count(reason, 1);
+	return TC_ACT_UNSPEC;
+}
+
+/*
+ * An skb may be many packets: GRO and TSO. gso_segs is 0 on a TAP, so they are
+ * worked out from the size of a segment; each has the headers again.
+ */
+static __always_inline void count_packets(struct __sk_buff *skb, struct frame *f)
+{
+	__u32 headers = f->ip.payload - f->ip.l3, size = skb->gso_size, payload = f->ip.length - headers;
+
+	f->packets = 1;
+	f->bytes = f->ip.length;
+	if (!size || f->ip.length <= headers)
+		return;
+	f->packets = (payload + size - 1) / size;
+	f->bytes += (f->packets - 1) * headers;
+}
+
+/*
+ * Read an skb's headers into *f, which is zero. False: there is not even an
+ * Ethernet header. Whether IP could be read, f->reason says. Global, so that the
+ * verifier reads it once; no caller passes NULL.
+ */
+__noinline bool read_frame(struct __sk_buff *skb, struct frame *f)
+{
 	struct cursor c;
 	struct ethhdr *eth;
 
-	if (bpf_skb_pull_data(skb, skb->len < most ? skb->len : most))
+	if (!f || !linear(skb, HEADERS_MAX))
 		return false;
 	c = skb_cursor(skb);
 	eth = take(&c, sizeof(*eth));
@@ -62,17 +119,22 @@ static __always_inline bool read_frame(struct __sk_buff *skb, struct frame *f)
 	__builtin_memcpy(f->src, eth->h_source, ETH_ALEN);
 	__builtin_memcpy(f->dst, eth->h_dest, ETH_ALEN);
 	f->packets = 1;
-	if (f->proto != bpf_htons(ETH_P_IP))
+	if (f->proto != bpf_htons(ETH_P_IP) && f->proto != bpf_htons(ETH_P_IPV6))
 		return true;
-	f->reason = parse_ipv4(&c, &f->pkt);
+	f->reason = read_inet(skb, &c, f->proto, &f->ip);
 	if (f->reason == REASON_NONE)
-		f->packets = packets_in(skb, f->pkt.l4 + (f->pkt.proto == IPPROTO_TCP ? sizeof(struct tcphdr) : 8));
+		count_packets(skb, f);
 	return true;
 }
 
-static __noinline __u32 prefix_flags(__be32 ip)
+static __always_inline bool is_ip(const struct frame *f)
 {
-	struct prefix_key key = { .bits = 128, .ip = ip16_of(ip) };
+	return f->ip.family != 0;
+}
+
+static __noinline __u32 prefix_flags(const struct ip16 *ip)
+{
+	struct prefix_key key = { .bits = 128, .ip = *ip };
 	__u32 *flags = bpf_map_lookup_elem(&prefixes, &key);
 
 	return flags ? *flags : 0;
@@ -86,10 +148,9 @@ static __always_inline struct port_cfg *port_by_id(__u32 port)
 }
 
 /* The local port that has a public address. */
-static __noinline struct port_cfg *port_at(__be32 ip, __u32 *port)
+static __noinline struct port_cfg *port_at(const struct ip16 *ip, __u32 *port)
 {
-	struct ip16 key = ip16_of(ip);
-	__u32 *id = bpf_map_lookup_elem(&addr_port, &key);
+	__u32 *id = bpf_map_lookup_elem(&addr_port, ip);
 
 	if (!id)
 		return NULL;
@@ -97,38 +158,23 @@ static __noinline struct port_cfg *port_at(__be32 ip, __u32 *port)
 	return port_by_id(*id);
 }
 
-static __always_inline void fill_visit(struct visit *v, const struct frame *f)
+/* The packet at the port v->port, all else of *v anew. */
+static __always_inline void begin_visit(struct visit *v, const struct frame *f, __u32 port, __u8 direction)
 {
-	v->key.proto = f->pkt.proto;
-	v->tcp_flags = f->pkt.tcp_flags;
-	v->opening = f->pkt.proto != IPPROTO_TCP || is_syn(&f->pkt);
-	v->match = match_port(&f->pkt);
+	__builtin_memset(v, 0, sizeof(*v));
+	v->port = port;
+	v->direction = direction;
+	v->key.peer = direction == DIRECTION_IN ? f->ip.src : f->ip.dst;
+	v->key.own = direction == DIRECTION_IN ? f->ip.dst : f->ip.src;
+	v->key.peer_port = direction == DIRECTION_IN ? f->ip.sport : f->ip.dport;
+	v->key.own_port = direction == DIRECTION_IN ? f->ip.dport : f->ip.sport;
+	v->key.proto = f->ip.proto;
+	v->wire_port = v->key.peer_port;
+	v->tcp_flags = f->ip.tcp_flags;
+	v->opening = f->ip.proto != IPPROTO_TCP || is_opening_tcp(&f->ip);
+	v->match = f->ip.match;
 	v->packets = f->packets;
-	v->bytes = f->pkt.length;
-}
-
-/* Account and judge a packet on its way into the port v->port. */
-static __always_inline enum reason enter(const struct frame *f, struct visit *v, const struct port_cfg *pc)
-{
-	v->key.peer = ip16_of(f->pkt.saddr);
-	v->key.own = ip16_of(f->pkt.daddr);
-	v->key.peer_port = v->wire_port = f->pkt.sport;
-	v->key.own_port = f->pkt.dport;
-	v->direction = DIRECTION_IN;
-	fill_visit(v, f);
-	return track(v, pc);
-}
-
-/* Account and judge a packet that came out of the port v->port. */
-static __always_inline enum reason depart(const struct frame *f, struct visit *v, const struct port_cfg *pc)
-{
-	v->key.peer = ip16_of(f->pkt.daddr);
-	v->key.own = ip16_of(f->pkt.saddr);
-	v->key.peer_port = v->wire_port = f->pkt.dport;
-	v->key.own_port = f->pkt.sport;
-	v->direction = DIRECTION_OUT;
-	fill_visit(v, f);
-	return track(v, pc);
+	v->bytes = f->bytes;
 }
 
 static __always_inline long write_macs(struct __sk_buff *skb, const __u8 *dst, const __u8 *src)
@@ -144,14 +190,14 @@ static __always_inline long write_macs(struct __sk_buff *skb, const __u8 *dst, c
 static __always_inline long write_port(struct __sk_buff *skb, const struct frame *f, __u32 offset, __be16 from,
 				       __be16 to)
 {
-	bool tcp = f->pkt.proto == IPPROTO_TCP;
-	__u32 check = f->pkt.l4 + (tcp ? offsetof(struct tcphdr, check) : offsetof(struct udphdr, check));
+	bool tcp = f->ip.proto == IPPROTO_TCP;
+	__u32 check = f->ip.l4 + (tcp ? offsetof(struct tcphdr, check) : offsetof(struct udphdr, check));
 
 	return bpf_l4_csum_replace(skb, check, from, to, (tcp ? 0 : BPF_F_MARK_MANGLED_0) | 2) ||
-	       bpf_skb_store_bytes(skb, f->pkt.l4 + offset, &to, sizeof(to), 0);
+	       bpf_skb_store_bytes(skb, f->ip.l4 + offset, &to, sizeof(to), 0);
 }
 
-/* Out of the host's side of a port's device, into the VM. v is what enter made
+/* Out of the host's side of a port's device, into the VM. v is what track made
  * of the packet. */
 static __always_inline int to_port(struct __sk_buff *skb, const struct frame *f, const struct visit *v,
 				   const struct port_cfg *pc)

@@ -11,10 +11,14 @@ enum reason {
 	REASON_NONE = 0,
 
 	/* Left to the host's stack. */
-	REASON_PASS_NOT_IPV4 = 1,  /* ARP, IPv6, anything else on the uplink */
-	REASON_PASS_HOST = 2,	   /* IPv4 for nobody we serve: the host's own */
+	REASON_PASS_NOT_IPV4 = 1,  /* XDP: ARP, IPv6, anything else on the uplink */
+	REASON_PASS_HOST = 2,	   /* IP for nobody we serve: the host's own */
 	REASON_PASS_OTHER_VNI = 3, /* a tunnel packet of another network */
 	REASON_PASS_OTHER_MAC = 4, /* a frame for another station, flooded */
+	REASON_PASS_NOT_IP = 5,	   /* tcx: ARP, a VLAN, anything else on the uplink */
+
+	/* Counted beside the reason of the same packet's exit. */
+	REASON_CT_QUOTA = 8, /* a confirmed flow found the quota used up and stays among the new */
 
 	/* Done as meant. */
 	REASON_SENT = 10,		/* encapsulated towards a backend, left */
@@ -31,16 +35,28 @@ enum reason {
 	REASON_REACHED = 21,		/* another host answered that we reach it */
 	REASON_TO_PORT_TRANSLATED = 22, /* the same, the client's port changed */
 	REASON_REFUSED = 23,		/* a new flow that nobody takes: answered with a RST */
+	REASON_ND_ANSWERED = 24,	/* the gateway answered a neighbour solicitation */
+	REASON_PUNTED = 25,		/* given to the agent: DHCP, router solicitation */
+	REASON_TOO_BIG_ANSWERED = 26,	/* larger than the path takes: the sender was told */
+	REASON_TO_TUNNEL = 27,		/* left for another host of the network */
+	REASON_FLOODED = 28,		/* copied to all that listen in the network */
 
 	/* Not a packet we take. */
-	REASON_MALFORMED = 30,	     /* shorter than its headers say */
-	REASON_NOT_IPV4 = 31,	     /* from a port: neither IPv4 nor ARP */
-	REASON_FRAGMENT = 32,	     /* fragments carry no ports */
-	REASON_PROTOCOL = 33,	     /* neither TCP, UDP nor ICMP */
-	REASON_OVERSIZE = 34,	     /* larger than the service's or the port's MTU */
-	REASON_TTL = 35,	     /* hops spent */
-	REASON_BAD_SOURCE = 36,	     /* a source that only the host may use */
-	REASON_BAD_DESTINATION = 37, /* loopback, link-local, multicast, ... */
+	REASON_MALFORMED = 30,	      /* shorter than its headers say */
+	REASON_NOT_IP = 31,	      /* from a port: neither IP nor ARP */
+	REASON_FRAGMENT = 32,	      /* a fragment where none may be */
+	REASON_PROTOCOL = 33,	      /* one that is not served, or ICMP of the other family */
+	REASON_OVERSIZE = 34,	      /* larger than the service's or the port's MTU */
+	REASON_TTL = 35,	      /* hops spent */
+	REASON_BAD_SOURCE = 36,	      /* a source that only the host may use */
+	REASON_BAD_DESTINATION = 37,  /* loopback, link-local, multicast, ... */
+	REASON_EXTENSIONS = 38,	      /* IPv6: too many headers, or of a kind or order none may have */
+	REASON_FRAGMENT_EARLY = 39,   /* a later fragment whose first one was not admitted */
+	REASON_FRAGMENT_OVERLAP = 40, /* it covers what another one has */
+	REASON_FRAGMENT_SHORT = 41,   /* a first one without all of its headers, or made to change them */
+	REASON_FRAGMENT_RATE = 42,    /* more datagrams in fragments than a port may have */
+	REASON_TCP_FLAGS = 43,	      /* a set that no stack sends */
+	REASON_VLAN = 44,	      /* from a port: tagged */
 
 	/* Load balancing. */
 	REASON_UNKNOWN_ENDPOINT = 50, /* tunnel packet of a stranger */
@@ -72,6 +88,22 @@ enum reason {
 	REASON_NO_DOOR_FLOW = 82, /* towards the door, answering nothing */
 	REASON_GUARD = 83,	  /* unmarked frame towards a port */
 	REASON_NO_CONFIG = 84,	  /* cfg was never written */
+	REASON_NO_NETWORK = 85,	  /* the port's private network is not here */
+	REASON_PUNT_LOST = 86,	  /* for the agent, which does not keep up */
+	REASON_SPOOFED_ND = 87,	  /* ND for an address or MAC that is not the port's, or not from the link */
+	REASON_ND_IGNORED = 88,	  /* ND that is no question to the gateway */
+	REASON_ROGUE_RA = 89,	  /* a port that would be a router */
+	REASON_ROGUE_DHCP = 90,	  /* a port that would be a DHCP server */
+	REASON_ROGUE_DHCP6 = 91,
+	REASON_CT_INVALID_RST = 92,  /* a RST outside of the flow's window */
+	REASON_CT_NO_SYN = 93,	     /* TCP of an unknown flow, at a strict port */
+	REASON_ICMP_UNMATCHED = 94,  /* an ICMP error about no flow of the port */
+	REASON_ICMP_TOO_SMALL = 95,  /* a path MTU that no path has */
+	REASON_ICMP_REDIRECT = 96,   /* nobody tells a port's routes but us */
+	REASON_SMTP = 97,	     /* mail from a port that may not send any */
+	REASON_METADATA_CLOSED = 98, /* the metadata service is not here */
 
-	REASON_MAX = 96,
+	/* 100 to 129: private networks. 130 to 139: policies. 140 to 149: the door. */
+
+	REASON_MAX = 256,
 };
