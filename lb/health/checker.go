@@ -92,32 +92,51 @@ func (c *Checker) Close() {
 	c.all.Wait()
 }
 
-// loop probes once an interval. The first probe comes within a second, or an
-// interval if that is less, so that checks that were set together spread; an
-// interval is shortened at random by up to a twentieth, so that they do not meet
-// again, and never made longer, so that a failure is found in time.
+// eagerPeriod is the time from one probe to the next while there is no verdict.
+const eagerPeriod = time.Second
+
+// loop probes once an interval, and each second while there is no verdict. The
+// first probe comes within a second, or an interval if that is less, so that
+// checks that were set together spread; an interval is shortened at random by up
+// to a twentieth, so that they do not meet again, and never made longer, so that
+// a failure is found in time: the probes in between end before it is over.
 func (c *Checker) loop(ctx context.Context, key string, r *run) {
 	timer := time.NewTimer(rand.N(max(1, min(time.Second, r.check.Interval))))
 	defer timer.Stop()
+	var due time.Time // of the next probe that counts
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
 		}
-		interval := max(r.check.Interval, time.Millisecond)
-		timer.Reset(interval - rand.N(max(1, interval/20)))
-		c.probe(ctx, key, r)
+		begin := time.Now()
+		counts, within := !begin.Before(due), due.Sub(begin)
+		if counts {
+			within = max(r.check.Interval, time.Millisecond)
+			due = begin.Add(shortened(within))
+		}
+		next := due
+		if c.probe(ctx, key, r, counts, within) {
+			if soon := begin.Add(shortened(eagerPeriod)); soon.Before(next) {
+				next = soon
+			}
+		}
+		timer.Reset(max(time.Until(next), 0))
 	}
 }
 
-// probe does one probe and tells what it changed.
-func (c *Checker) probe(ctx context.Context, key string, r *run) {
-	limited, cancel := context.WithTimeout(ctx, min(r.check.Timeout, r.check.Interval))
+// shortened at random by up to a twentieth.
+func shortened(d time.Duration) time.Duration { return d - rand.N(max(1, d/20)) }
+
+// probe does one probe, which may take no longer than within, tells what it
+// changed, and says whether to be eager for more.
+func (c *Checker) probe(ctx context.Context, key string, r *run, counts bool, within time.Duration) (eager bool) {
+	limited, cancel := context.WithTimeout(ctx, min(r.check.Timeout, within))
 	err := Probe(limited, c.dial, r.check)
 	cancel()
 	if ctx.Err() != nil {
-		return // whatever it found, it found because the check was ended
+		return false // whatever it found, it found because the check was ended
 	}
 	if err == nil {
 		c.vote.Store(true)
@@ -125,10 +144,14 @@ func (c *Checker) probe(ctx context.Context, key string, r *run) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.runs[key] != r {
-		return
+		return false
 	}
 	before := r.state.Verdict()
-	r.state = r.state.Next(err == nil, r.check.Retries, c.vote.Load())
+	if counts {
+		r.state = r.state.Next(err == nil, r.check.Retries, c.vote.Load())
+	} else {
+		r.state = r.state.Between(err == nil, r.check.Retries)
+	}
 	r.status = Status{Verdict: r.state.Verdict(), Failures: r.state.Failures(), Probes: r.status.Probes + 1, At: time.Now()}
 	if err != nil {
 		r.status.Reason = err.Error()
@@ -136,4 +159,5 @@ func (c *Checker) probe(ctx context.Context, key string, r *run) {
 	if r.status.Verdict != before {
 		c.notify(key, r.status)
 	}
+	return r.state.Eager(r.check.Retries)
 }

@@ -77,6 +77,21 @@ func (s State) Verdict() Verdict {
 // Failures is how many probes in a row have failed up to now.
 func (s State) Failures() int { return s.failures }
 
+// Eager says that a check without a verdict is worth a probe before its interval
+// is over: a backend that has just come up is found at once. It ends with a
+// verdict, or with the failures that would make one if there were a vote.
+func (s State) Eager(retries int) bool { return s.Verdict() == Initial && s.failures <= retries }
+
+// Between takes the result of a probe between two intervals into account: one
+// success is a verdict. A failure says nothing: unknown is not unhealthy, and
+// how long a backend may take is said in intervals.
+func (s State) Between(ok bool, retries int) State {
+	if !ok || !s.Eager(retries) {
+		return s
+	}
+	return s.Next(true, retries, true)
+}
+
 // Next takes the result of one probe into account. Without a vote the probe may
 // make a Success, but never a Failure: a checker of whose probes none has
 // succeeded yet may be the one that is cut off. Failures are counted all the

@@ -54,6 +54,30 @@ func TestState(t *testing.T) {
 	}
 }
 
+// Between two intervals only a success counts, and only while it is the first
+// verdict that is looked for.
+func TestStateBetween(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		retries := rapid.IntRange(0, 5).Draw(t, "retries")
+		var s health.State
+		for range rapid.IntRange(0, 12).Draw(t, "probes") {
+			s = s.Next(rapid.Bool().Draw(t, "ok"), retries, rapid.Bool().Draw(t, "vote"))
+		}
+		ok := rapid.Bool().Draw(t, "between")
+		after := s.Between(ok, retries)
+		switch eager := s.Verdict() == health.Initial && s.Failures() <= retries; {
+		case eager != s.Eager(retries):
+			t.Fatalf("%+v is eager: %t", s, !eager)
+		case eager && ok:
+			if after.Verdict() != health.Success || after.Failures() != 0 || after.Eager(retries) {
+				t.Fatalf("%+v after a success", after)
+			}
+		case after != s:
+			t.Fatalf("%+v became %+v", s, after)
+		}
+	})
+}
+
 // A failure is always preceded by more failures in a row than there are retries,
 // the last with a vote; a success by a success; and it takes Rise of them to get
 // away from a failure.
