@@ -5,6 +5,7 @@ package agent
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"cairn/bpf"
@@ -13,6 +14,7 @@ import (
 	"cairn/dataplane/nlb"
 	"cairn/dataplane/port"
 	"cairn/dataplane/table"
+	"cairn/dataplane/vnet"
 )
 
 // dirty collects the units of a round, and which changed items each is looked
@@ -51,7 +53,7 @@ func (d *dirty) names() []string {
 }
 
 var ranks = []string{
-	port.Host, "announcement", "host", "nexthop", "policy", "member", "port", "backend", nlb.Bits, "vip", "service",
+	port.Host, "announcement", "host", "nexthop", "policy", "member", "port", "network", "neighbour", "address", "backend", nlb.Bits, "vip", "service",
 }
 
 func rank(unit string) int {
@@ -75,6 +77,9 @@ func (d *dirty) all(facts Facts) {
 		for row := range d.view.Rows(kind) {
 			d.change(row.Key)
 		}
+	}
+	for _, unit := range vnet.Stale(d.view, d.have) {
+		d.add(unit)
 	}
 }
 
@@ -103,8 +108,18 @@ func (d *dirty) change(key wire.Key) {
 			}
 		}
 		d.needing(key)
-	case wire.KindMember, wire.KindPort, wire.KindAnnouncement:
+	case wire.KindMember, wire.KindAnnouncement, wire.KindNeighbour:
 		d.add(key.String(), key)
+	case wire.KindPort:
+		d.add(key.String(), key)
+		d.networks(key)
+	case wire.KindNetwork:
+		d.add(key.String(), key)
+		for p := range table.All[wire.Port](d.view) {
+			if fmt.Sprint(p.Network) == key.ID {
+				d.add(p.Key().String(), key)
+			}
+		}
 	case wire.KindBackend:
 		d.add(key.String(), key)
 		if v, ok := table.Get[wire.Backend](d.view, key.ID); ok {
@@ -117,6 +132,36 @@ func (d *dirty) change(key wire.Key) {
 		d.add(key.String(), key)
 		d.add(nlb.Bits, key)
 		d.addresses(key)
+	}
+}
+
+// networks adds those that have a port or had it.
+func (d *dirty) networks(key wire.Key) {
+	if p, ok := table.Get[wire.Port](d.view, key.ID); ok && p.Network != 0 {
+		d.add(wire.Network{VNI: p.Network}.Key().String(), key)
+	}
+	id, err := strconv.ParseUint(key.ID, 10, 32)
+	if err != nil {
+		return
+	}
+	for _, unit := range vnet.Listing(d.have, uint32(id)) {
+		d.add(unit, key)
+	}
+}
+
+// owners adds the addresses of private networks whose owner is another one now.
+func (d *dirty) owners(changed []wire.Key) {
+	var causes []wire.Key
+	for _, key := range changed {
+		if key.Kind == wire.KindNetwork || key.Kind == wire.KindNeighbour {
+			causes = append(causes, key)
+		}
+	}
+	if len(causes) == 0 {
+		return
+	}
+	for _, unit := range vnet.Stale(d.view, d.have) {
+		d.add(unit, causes...)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"cairn/dataplane/nlb"
 	"cairn/dataplane/port"
 	"cairn/dataplane/table"
+	"cairn/dataplane/vnet"
 )
 
 // grace is how long a deleted number is kept from being given out again: no
@@ -114,6 +115,7 @@ func (l *Loop) collect(d *dirty, changed []wire.Key, facts Facts) {
 		d.change(key)
 		members = members || key.Kind == wire.KindMember || key.Kind == wire.KindClass
 	}
+	d.owners(changed)
 	for id, device := range facts.Ports.Devices {
 		if l.facts.Ports.Devices[id] != device {
 			d.add(fmt.Sprintf("port/%d", id))
@@ -149,7 +151,7 @@ func (l *Loop) knows(via string) bool { return len(l.have.Of("nexthop/"+via)) > 
 func (l *Loop) surroundingsChanged(facts Facts) bool {
 	a, b := l.facts.Balancer, facts.Balancer
 	return a.Self != b.Self || a.MTU != b.MTU || !reflect.DeepEqual(a.Via, b.Via) ||
-		!slices.Equal(l.facts.Ports.Own, facts.Ports.Own)
+		!slices.Equal(l.facts.Ports.Own, facts.Ports.Own) || l.facts.Ports.Underlay != facts.Ports.Underlay
 }
 
 // build asks for what each unit wants. A unit that cannot be built keeps what
@@ -157,11 +159,14 @@ func (l *Loop) surroundingsChanged(facts Facts) bool {
 func (l *Loop) build(d *dirty, facts Facts) (units []maps.Unit, faults []maps.Fault) {
 	balancer := nlb.NewBuilder(d.view, facts.Balancer, l.have, l.caps)
 	ports := port.NewBuilder(d.view, facts.Ports, l.have, l.raise)
+	networks := vnet.NewBuilder(d.view, facts.Balancer.Self)
 	for _, name := range d.names() {
 		unit, err := balancer.Unit, error(nil)
 		switch kind, _, _ := strings.Cut(name, "/"); kind {
 		case "port", "policy", "member", "announcement", port.Host:
 			unit = ports.Unit
+		case "network", "neighbour", "address":
+			unit = networks.Unit
 		}
 		u, err := unit(name)
 		if err != nil {

@@ -43,7 +43,7 @@ func TestOneServiceFromNothing(t *testing.T) {
 		"put members 0/198.51.100.2 = 4 for member/0/198.51.100.2",
 		"put attach 1 = 7 for port/1",
 		"put addr_ok 1/198.51.100.1 = 0 for port/1",
-		"put fdb 16777214/02:ca:00:00:00:01 = 1 for port/1",
+		"put fdb 16777214/02:ca:00:00:00:01 = port 1 for port/1",
 		"put port_cfg 1 = device 7 mac 02:ca:00:00:00:01 policy 1/1 generation 1 mtu 1500 flags 1 for port/1",
 		"put addr_port 198.51.100.1 = 1 for port/1",
 		"put backends 1 = endpoint 0.0.0.0 nexthop 0 mac 02:ca:00:00:00:01 for backend/1",

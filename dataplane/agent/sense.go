@@ -259,6 +259,7 @@ func (s *Senses) Facts(endpoints []netip.Addr) Facts {
 	f.Balancer.MAC = maps.Clone(s.macs)
 	f.Ports.Devices = maps.Clone(s.devices)
 	f.Ports.Own = s.own
+	f.Ports.Underlay = s.mtu
 	return f
 }
 

@@ -31,8 +31,9 @@ const (
 
 // Facts are what this host knows of itself.
 type Facts struct {
-	Devices map[uint32]uint32 // port → interface index, for ports whose device is there
-	Own     []netip.Prefix    // underlay, management, host
+	Devices  map[uint32]uint32 // port → interface index, for ports whose device is there
+	Own      []netip.Prefix    // underlay, management, host
+	Underlay uint32            // MTU of the uplink; 0: not known
 }
 
 // Builder makes the units of one round: all of one view and of one image.
@@ -122,11 +123,16 @@ func (b *Builder) port(u *maps.Unit, p wire.Port) error {
 		if !ok {
 			return fmt.Errorf("policy %d is not here", p.Policy)
 		}
-		u.Needs = []string{policy.Key().String()}
+		u.Needs = append(u.Needs, policy.Key().String())
 		c := b.policy(policy)
 		cfg.PolicyIn, cfg.PolicyOut = c.id, c.id
 		if c.egressOpen {
 			cfg.Flags |= bpf.PortEgressOpen
+		}
+	}
+	if p.Network != 0 {
+		if err := b.private(u, &cfg, p); err != nil {
+			return err
 		}
 	}
 	if had {
@@ -140,13 +146,42 @@ func (b *Builder) port(u *maps.Unit, p wire.Port) error {
 		u.Want = append(u.Want, maps.Make(maps.Attach, p.ID, device))
 	}
 	for _, a := range p.Addresses {
-		u.Want = append(u.Want,
-			maps.Make(maps.AddrOK, bpf.AddrKey{Port: p.ID, Ip: bpf.IP16(a)}, uint32(0)),
-			maps.Make(maps.AddrPort, bpf.IP16(a), p.ID))
+		u.Want = append(u.Want, maps.Make(maps.AddrOK, bpf.AddrKey{Port: p.ID, Ip: bpf.IP16(a)}, uint32(0)))
+		if p.Network == 0 {
+			u.Want = append(u.Want, maps.Make(maps.AddrPort, bpf.IP16(a), p.ID))
+		}
 	}
-	u.Want = append(u.Want,
-		maps.Make(maps.Fdb, bpf.FdbKey{Vni: bpf.LBVNI, Mac: p.MAC}, bpf.Station{Port: p.ID}),
-		maps.Entry{ID: key, Value: maps.Bytes(cfg)})
+	if p.Network == 0 {
+		u.Want = append(u.Want, maps.Make(maps.Fdb, bpf.FdbKey{Vni: bpf.LBVNI, Mac: p.MAC}, bpf.Station{Port: p.ID}))
+	}
+	u.Want = append(u.Want, maps.Entry{ID: key, Value: maps.Bytes(cfg)})
+	return nil
+}
+
+// Overhead is what a frame of a private network gets in front between hosts,
+// counted from its IP packet: Ethernet, VXLAN, UDP, IPv4.
+const Overhead = 50
+
+// private sets what a port of a private network has beyond others. An underlay
+// without room would cut every full packet in two: new ports are refused, those
+// that are there stay.
+func (b *Builder) private(u *maps.Unit, cfg *bpf.PortCfg, p wire.Port) error {
+	network, ok := table.Get[wire.Network](b.view, fmt.Sprint(p.Network))
+	if !ok {
+		return fmt.Errorf("network %d is not here", p.Network)
+	}
+	mtu := p.MTU
+	if mtu == 0 {
+		mtu = 1500
+	}
+	if b.facts.Underlay != 0 && b.facts.Underlay < mtu+Overhead {
+		return fmt.Errorf("the uplink's MTU %d has no room for packets of %d bytes: it needs %d", b.facts.Underlay, mtu, mtu+Overhead)
+	}
+	u.Needs = append(u.Needs, network.Key().String())
+	cfg.Vni, cfg.Mtu = p.Network, mtu
+	if network.Lease == nil {
+		cfg.Flags |= bpf.PortUnmanaged
+	}
 	return nil
 }
 
