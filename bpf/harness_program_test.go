@@ -50,6 +50,9 @@ const (
 	port6, mac6, addr6 = uint32(6), "02:ca:00:00:00:06", "198.51.100.6"
 	mac11              = "02:ca:00:00:00:0b" // of backend 11's port, on host 2
 
+	addr5v6, addr6v6 = "2001:db8:5::5", "2001:db8:5::6"
+	client6          = "[2001:db8:9::9]:1234"
+
 	backend11, backend12, backend13 = uint32(11), uint32(12), uint32(13)
 
 	tcpService, udpService = uint32(7), uint32(8)
@@ -207,9 +210,13 @@ func (w *world) populate() {
 
 	w.port(port5, mac5, addr5, 500)
 	w.port(port6, mac6, addr6, 501)
+	w.address(port5, addr5v6)
+	w.address(port6, addr6v6)
 	w.put("ifindex_port", uint32(loopback), port5)
 	w.put("prefixes", prefix("198.51.100.0/24"), bpf.PrefixInstances)
+	w.put("prefixes", prefix("2001:db8:5::/48"), bpf.PrefixInstances)
 	w.put("prefixes", prefix("10.64.0.0/16"), bpf.PrefixHost)
+	w.put("prefixes", prefix("2001:db8:64::/48"), bpf.PrefixHost)
 }
 
 func prefix(s string) bpf.PrefixKey {
@@ -250,8 +257,13 @@ func (w *world) port(id uint32, hw, addr string, policyIn uint32) {
 		PolicyIn: policyIn, Generation: 1, Mtu: 1500,
 	})
 	w.put("fdb", bpf.FdbKey{Vni: bpf.LBVNI, Mac: mac(hw)}, bpf.Station{Port: id})
-	w.put("addr_ok", bpf.AddrKey{Port: id, Ip: ip16(addr)}, uint32(0))
-	w.put("addr_port", ip16(addr), id)
+	w.address(id, addr)
+}
+
+// address gives a port a public address.
+func (w *world) address(port uint32, addr string) {
+	w.put("addr_ok", bpf.AddrKey{Port: port, Ip: ip16(addr)}, uint32(0))
+	w.put("addr_port", ip16(addr), port)
 }
 
 // edit changes a port's record.

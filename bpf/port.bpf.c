@@ -7,7 +7,6 @@
 #include "packet.h"
 #include "policy.h"
 #include "port.h"
-#include "private.h"
 #include "vm.h"
 
 /*
@@ -101,6 +100,10 @@ int vm_in(struct __sk_buff *skb)
 		return from_arp(skb, &w->f, pc, *port);
 	if (!is_ip(&w->f))
 		return drop(&w->f, w->f.reason ?: REASON_NOT_IP);
+	if (!w->f.reason && is_nd(&w->f.ip))
+		return from_nd(skb, &w->f, pc, *port);
+	if (!w->f.reason && is_dhcp(&w->f.ip))
+		return from_dhcp(skb, &w->f, *port);
 	reason = check(skb, &w->f, c, pc, *port);
 	if (reason)
 		return drop(&w->f, reason);

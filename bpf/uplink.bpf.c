@@ -174,6 +174,8 @@ static __always_inline int to_instance(struct __sk_buff *skb, struct work *w, co
 		return drop(&w->f, reason);
 	if (is_bad_source(&w->f.ip))
 		return drop(&w->f, REASON_BAD_SOURCE);
+	if (is_nd(&w->f.ip))
+		return drop(&w->f, REASON_ND_IGNORED);
 	if (w->f.ip.fragment)
 		return drop(&w->f, REASON_FRAGMENT);
 	begin_visit(&w->v, &w->f, port, DIRECTION_IN);

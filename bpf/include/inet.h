@@ -197,6 +197,18 @@ static __always_inline enum reason read_icmp(struct cursor *c, struct inet *p, _
 	return REASON_NONE;
 }
 
+#define ND_ROUTER_SOLICITATION	   133
+#define ND_ROUTER_ADVERTISEMENT	   134
+#define ND_NEIGHBOUR_SOLICITATION  135
+#define ND_NEIGHBOUR_ADVERTISEMENT 136
+#define ND_REDIRECT		   137
+
+/* Messages between neighbours; ICMPv6's others are routed. */
+static __always_inline bool is_nd(const struct inet *p)
+{
+	return p->proto == IPPROTO_ICMPV6 && p->icmp_type >= ND_ROUTER_SOLICITATION && p->icmp_type <= ND_REDIRECT;
+}
+
 /* What follows at p->l4. ICMP of the other family is nobody's. */
 static __always_inline enum reason read_l4(struct __sk_buff *skb, struct inet *p)
 {

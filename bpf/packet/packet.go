@@ -6,16 +6,23 @@ package packet
 
 import (
 	"encoding/binary"
-	"fmt"
 	"net"
 	"net/netip"
 )
 
 // IP protocols.
 const (
-	ProtoICMP = 1
-	ProtoTCP  = 6
-	ProtoUDP  = 17
+	ProtoHopByHop    = 0
+	ProtoICMP        = 1
+	ProtoTCP         = 6
+	ProtoUDP         = 17
+	ProtoRouting     = 43
+	ProtoFragment    = 44
+	ProtoGRE         = 47
+	ProtoESP         = 50
+	ProtoAH          = 51
+	ProtoICMPv6      = 58
+	ProtoDestination = 60
 )
 
 // TCP flags.
@@ -30,15 +37,18 @@ const (
 const (
 	TypeIPv4 = 0x0800
 	TypeARP  = 0x0806
+	TypeVLAN = 0x8100
+	TypeIPv6 = 0x86dd
 )
 
 const (
 	ethLen = 14
 	ipLen  = 20
+	ip6Len = 40
 )
 
-// Packet is one IPv4 packet in an Ethernet frame. Its methods return a changed
-// copy, so that a base can be shared.
+// Packet is one IP packet in an Ethernet frame, of the family of its addresses.
+// Its methods return a changed copy, so that a base can be shared.
 type Packet struct {
 	src, dst       netip.AddrPort
 	srcMAC, dstMAC net.HardwareAddr
@@ -49,18 +59,34 @@ type Packet struct {
 	icmpType       uint8
 	icmpCode       uint8
 	fragment       uint16
+	id             uint32
 	options        []byte
+	extensions     []Extension
+	tcpOptions     []byte
 	payload        []byte
 	noChecksum     bool
 	seq, ack       uint32
 	window         uint16
+	rest           uint32 // of an ICMP error
+	raw            bool   // the payload is all of L4
 }
 
 func base(src, dst netip.AddrPort, proto uint8) Packet {
-	return Packet{
+	p := Packet{
 		src: src, dst: dst, proto: proto, ttl: 64, window: 65535, etherType: TypeIPv4,
 		srcMAC: MAC("02:00:00:00:00:01"), dstMAC: MAC("02:00:00:00:00:02"),
 	}
+	if src.Addr().Is6() {
+		p.etherType = TypeIPv6
+	}
+	return p
+}
+
+// IP is a packet of any protocol, its payload what follows the IP header.
+func IP(src, dst string, proto uint8, payload []byte) Packet {
+	p := base(netip.AddrPortFrom(netip.MustParseAddr(src), 0), netip.AddrPortFrom(netip.MustParseAddr(dst), 0), proto)
+	p.raw, p.payload = true, payload
+	return p
 }
 
 // TCP is a segment without flags: TCP("192.0.2.1:1234", "203.0.113.1:80").SYN().
@@ -77,6 +103,18 @@ func UDP(src, dst string) Packet {
 func Ping(src, dst string, id uint16) Packet {
 	p := base(netip.AddrPortFrom(netip.MustParseAddr(src), id), netip.AddrPortFrom(netip.MustParseAddr(dst), id), ProtoICMP)
 	p.icmpType = 8
+	if p.src.Addr().Is6() {
+		p.proto, p.icmpType = ProtoICMPv6, 128
+	}
+	return p
+}
+
+// ICMPError is about a packet, of which it quotes the first bytes. rest is the
+// header's second word: a path MTU, for one.
+func ICMPError(src, dst string, kind, code uint8, rest uint32, about []byte) Packet {
+	p := Ping(src, dst, 0).ICMP(kind, code)
+	p.rest = rest
+	p.payload = about
 	return p
 }
 
@@ -125,6 +163,22 @@ func (p Packet) TTL(ttl uint8) Packet { p.ttl = ttl; return p }
 // Options puts IP options in; their length is a multiple of 4.
 func (p Packet) Options(b []byte) Packet { p.options = b; return p }
 
+// TCPOptions puts TCP options in; their length is a multiple of 4.
+func (p Packet) TCPOptions(b []byte) Packet { p.tcpOptions = b; return p }
+
+// Extension is an IPv6 extension header: what it is, and what follows its two
+// bytes of next header and length. All but a fragment's are a multiple of 8, less 2.
+type Extension struct {
+	Proto uint8
+	Body  []byte
+}
+
+// Extensions puts headers between IPv6's and L4's.
+func (p Packet) Extensions(e ...Extension) Packet { p.extensions = e; return p }
+
+// ID sets the number of the datagram that a fragment is of.
+func (p Packet) ID(id uint32) Packet { p.id = id; return p }
+
 // Payload sets what follows the L4 header.
 func (p Packet) Payload(b []byte) Packet { p.payload = b; return p }
 
@@ -146,6 +200,22 @@ func (p Packet) Fragment(more bool, offset uint16) Packet {
 	return p
 }
 
+// DF sets the don't-fragment bit.
+func (p Packet) DF() Packet { p.fragment |= 0x4000; return p }
+
+// Split cuts the packet into fragments that carry at most size bytes each, a
+// multiple of 8.
+func (p Packet) Split(size int) []Packet {
+	l4 := p.l4()
+	var out []Packet
+	for at := 0; at < len(l4); at += size {
+		f, end := p, min(at+size, len(l4))
+		f.raw, f.payload = true, l4[at:end]
+		out = append(out, f.Fragment(end < len(l4), uint16(at/8)))
+	}
+	return out
+}
+
 // NoChecksum leaves a UDP checksum out (0).
 func (p Packet) NoChecksum() Packet { p.noChecksum = true; return p }
 
@@ -163,8 +233,11 @@ func (p Packet) Reply() Packet {
 	p.src, p.dst = p.dst, p.src
 	p.srcMAC, p.dstMAC = p.dstMAC, p.srcMAC
 	p.flags = 0
-	if p.proto == ProtoICMP {
+	switch p.proto {
+	case ProtoICMP:
 		p.icmpType = 0
+	case ProtoICMPv6:
+		p.icmpType = 129
 	}
 	return p
 }
@@ -177,10 +250,14 @@ func (p Packet) Bytes() []byte {
 
 // IP is the packet without its Ethernet header.
 func (p Packet) IP() []byte {
+	if p.src.Addr().Is6() {
+		return p.ipv6()
+	}
 	l4 := p.l4()
 	h := make([]byte, ipLen, ipLen+len(p.options)+len(l4))
 	h[0] = 4<<4 | byte((ipLen+len(p.options))/4)
 	binary.BigEndian.PutUint16(h[2:], uint16(ipLen+len(p.options)+len(l4)))
+	binary.BigEndian.PutUint16(h[4:], uint16(p.id))
 	binary.BigEndian.PutUint16(h[6:], p.fragment)
 	h[8], h[9] = p.ttl, p.proto
 	src, dst := p.src.Addr().As4(), p.dst.Addr().As4()
@@ -191,42 +268,90 @@ func (p Packet) IP() []byte {
 	return append(h, l4...)
 }
 
-func (p Packet) l4() []byte {
-	var h []byte
-	var check int
+func (p Packet) ipv6() []byte {
+	chain := p.extensions
+	if p.fragment&^0x4000 != 0 {
+		b := binary.BigEndian.AppendUint16(nil, p.fragment<<3|p.fragment>>13&1)
+		chain = append(chain[:len(chain):len(chain)], Extension{ProtoFragment, binary.BigEndian.AppendUint32(b, p.id)})
+	}
+	next := p.proto
+	var headers []byte
+	for i := len(chain) - 1; i >= 0; i-- {
+		length := byte((len(chain[i].Body)+2)/8 - 1)
+		headers = append(append([]byte{next, length}, chain[i].Body...), headers...)
+		next = chain[i].Proto
+	}
+	body := append(headers, p.l4()...)
+	h := make([]byte, ip6Len, ip6Len+len(body))
+	h[0], h[6], h[7] = 6<<4, next, p.ttl
+	binary.BigEndian.PutUint16(h[4:], uint16(len(body)))
+	src, dst := p.src.Addr().As16(), p.dst.Addr().As16()
+	copy(h[8:], src[:])
+	copy(h[24:], dst[:])
+	return append(h, body...)
+}
+
+// offset of the checksum in L4's header.
+func (p Packet) checksumAt() int {
 	switch p.proto {
 	case ProtoTCP:
-		h = make([]byte, 20)
-		h[12], h[13] = 5<<4, p.flags
-		binary.BigEndian.PutUint32(h[4:], p.seq)
-		binary.BigEndian.PutUint32(h[8:], p.ack)
-		binary.BigEndian.PutUint16(h[14:], p.window)
-		check = 16
+		return 16
 	case ProtoUDP:
-		h = make([]byte, 8)
-		binary.BigEndian.PutUint16(h[4:], uint16(8+len(p.payload)))
-		check = 6
-	case ProtoICMP:
-		h = make([]byte, 8)
-		h[0], h[1] = p.icmpType, p.icmpCode
-		binary.BigEndian.PutUint16(h[4:], p.src.Port())
-		h = append(h, p.payload...)
-		binary.BigEndian.PutUint16(h[2:], checksum(0, h))
-		return h
-	default:
+		return 6
+	}
+	return 2
+}
+
+func (p Packet) l4() []byte {
+	h := p.l4Header()
+	if h == nil {
 		return p.payload
 	}
-	binary.BigEndian.PutUint16(h[0:], p.src.Port())
-	binary.BigEndian.PutUint16(h[2:], p.dst.Port())
 	h = append(h, p.payload...)
 	if p.noChecksum && p.proto == ProtoUDP {
 		return h
 	}
-	sum := checksum(pseudo(p.src.Addr(), p.dst.Addr(), p.proto, len(h)), h)
+	var start uint32
+	if p.proto != ProtoICMP {
+		start = pseudo(p.src.Addr(), p.dst.Addr(), p.proto, len(h))
+	}
+	sum := checksum(start, h)
 	if sum == 0 && p.proto == ProtoUDP {
 		sum = 0xffff
 	}
-	binary.BigEndian.PutUint16(h[check:], sum)
+	binary.BigEndian.PutUint16(h[p.checksumAt():], sum)
+	return h
+}
+
+// l4Header is L4's without its checksum, or nil.
+func (p Packet) l4Header() []byte {
+	var h []byte
+	switch {
+	case p.raw:
+		return nil
+	case p.proto == ProtoTCP:
+		h = make([]byte, 20)
+		h[12], h[13] = byte(5+len(p.tcpOptions)/4)<<4, p.flags
+		binary.BigEndian.PutUint32(h[4:], p.seq)
+		binary.BigEndian.PutUint32(h[8:], p.ack)
+		binary.BigEndian.PutUint16(h[14:], p.window)
+		h = append(h, p.tcpOptions...)
+	case p.proto == ProtoUDP:
+		h = make([]byte, 8)
+		binary.BigEndian.PutUint16(h[4:], uint16(8+len(p.payload)))
+	case p.proto == ProtoICMP, p.proto == ProtoICMPv6:
+		h = make([]byte, 8)
+		h[0], h[1] = p.icmpType, p.icmpCode
+		binary.BigEndian.PutUint32(h[4:], p.rest)
+		if p.rest == 0 {
+			binary.BigEndian.PutUint16(h[4:], p.src.Port())
+		}
+		return h
+	default:
+		return nil
+	}
+	binary.BigEndian.PutUint16(h[0:], p.src.Port())
+	binary.BigEndian.PutUint16(h[2:], p.dst.Port())
 	return h
 }
 
@@ -238,90 +363,13 @@ func Ethernet(dst, src net.HardwareAddr, etherType uint16) []byte {
 	return binary.BigEndian.AppendUint16(b, etherType)
 }
 
-// Tunnel is what a load-balanced packet wears between hosts.
-type Tunnel struct {
-	SrcMAC, DstMAC string
-	Src, Dst       string // tunnel endpoints
-	Port           uint16 // UDP source
-	VNI            uint32
-	Backend        string // inner destination MAC
-	Tag            Tag
-}
-
-// Tag is what the inner source MAC says.
-type Tag struct {
-	Generation uint8 // the lower 6 bits of the slot table's
-	Hop        uint8
-	Other      uint32 // backend id of the slot's other owner
-}
-
-// MAC is the tag as an Ethernet address.
-func (t Tag) MAC() net.HardwareAddr {
-	mac := make(net.HardwareAddr, 2, 6)
-	mac[0], mac[1] = 0x0a, t.Generation<<2|t.Hop&3
-	return binary.BigEndian.AppendUint32(mac, t.Other)
-}
-
-// Wrap encapsulates a packet; its own Ethernet header is replaced by the inner
-// one.
-func (t Tunnel) Wrap(p Packet) []byte {
-	return t.wrap(append(Ethernet(MAC(t.Backend), t.Tag.MAC(), TypeIPv4), p.IP()...))
-}
-
-// TypeReach is the Ethernet type of the question whether a host is reached.
-const TypeReach = 0x88b5
-
-// WrapReach encapsulates a question (op 1) or an answer (op 2), filled up to
-// size bytes.
-func (t Tunnel) WrapReach(op uint8, sent uint64, size int) []byte {
-	return t.wrap(Reach(op, sent, size))
-}
-
-// Reach is the inner frame of a question or an answer.
-func Reach(op uint8, sent uint64, size int) []byte {
-	b := Ethernet(make(net.HardwareAddr, 6), make(net.HardwareAddr, 6), TypeReach)
-	b = append(b, op, 0, 0, 0, 0, 0, 0, 0)
-	b = binary.NativeEndian.AppendUint64(b, sent)
-	return append(b, make([]byte, max(0, size-len(b)))...)
-}
-
-// VXLAN is a header.
-func VXLAN(vni uint32) []byte {
-	return binary.BigEndian.AppendUint32([]byte{0x08, 0, 0, 0}, vni<<8)
-}
-
-func (t Tunnel) wrap(inner []byte) []byte {
-	outer := UDP(fmt.Sprintf("%s:%d", t.Src, t.Port), t.Dst+":4789").
-		MACs(t.SrcMAC, t.DstMAC).NoChecksum().Payload(append(VXLAN(t.VNI), inner...))
-	outer.fragment = 0x4000
-	return outer.Bytes()
-}
-
-// ARP is a question: who has target?
-func ARP(senderMAC, sender, target string) []byte {
-	return arp(1, MAC(senderMAC), MAC("ff:ff:ff:ff:ff:ff"), MAC(senderMAC), sender, MAC("00:00:00:00:00:00"), target)
-}
-
-// ARPReply is the answer: sender is at senderMAC.
-func ARPReply(senderMAC, sender, targetMAC, target string) []byte {
-	return arp(2, MAC(senderMAC), MAC(targetMAC), MAC(senderMAC), sender, MAC(targetMAC), target)
-}
-
-func arp(op uint16, src, dst, senderMAC net.HardwareAddr, sender string, targetMAC net.HardwareAddr, target string) []byte {
-	b := Ethernet(dst, src, TypeARP)
-	b = append(b, 0, 1, 8, 0, 6, 4)
-	b = binary.BigEndian.AppendUint16(b, op)
-	b = append(b, senderMAC...)
-	b = append(b, netip.MustParseAddr(sender).AsSlice()...)
-	b = append(b, targetMAC...)
-	return append(b, netip.MustParseAddr(target).AsSlice()...)
-}
-
 func pseudo(src, dst netip.Addr, proto uint8, length int) uint32 {
 	var sum uint32
 	for _, a := range []netip.Addr{src, dst} {
-		b := a.As4()
-		sum += uint32(binary.BigEndian.Uint16(b[0:])) + uint32(binary.BigEndian.Uint16(b[2:]))
+		b := a.AsSlice()
+		for i := 0; i < len(b); i += 2 {
+			sum += uint32(binary.BigEndian.Uint16(b[i:]))
+		}
 	}
 	return sum + uint32(proto) + uint32(length)
 }

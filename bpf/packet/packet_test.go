@@ -49,6 +49,42 @@ func TestChecksumsSumToOnes(t *testing.T) {
 	}
 }
 
+// ICMPv6's covers the addresses too, and extension headers lie before all L4.
+func TestChecksumsOfIPv6SumToOnes(t *testing.T) {
+	for name, c := range map[string]struct {
+		p     packet.Packet
+		proto uint8
+		at    int
+	}{
+		"tcp":  {packet.TCP("[2001:db8::1]:1", "[2001:db8::2]:2").SYN().TCPOptions([]byte{3, 3, 7, 0}), packet.ProtoTCP, 40},
+		"ping": {packet.Ping("2001:db8::1", "2001:db8::2", 7).Payload([]byte("odd")), packet.ProtoICMPv6, 40},
+		"nd":   {packet.Solicitation("02:00:00:00:00:01", "fe80::2", "fe80::1"), packet.ProtoICMPv6, 40},
+		"extension": {packet.UDP("[2001:db8::1]:1", "[2001:db8::2]:2").
+			Extensions(packet.Extension{Proto: packet.ProtoDestination, Body: make([]byte, 14)}), packet.ProtoUDP, 56},
+	} {
+		ip := c.p.IP()
+		start := uint32(sum(uint32(c.proto)+uint32(len(ip)-c.at), ip[8:40]))
+		if got := sum(start, ip[c.at:]); got != 0xffff {
+			t.Errorf("%s: L4 sums to %#x in %x", name, got, ip)
+		}
+	}
+}
+
+func TestFragmentsMakeUpThePacket(t *testing.T) {
+	whole := packet.UDP("[2001:db8::1]:1", "[2001:db8::2]:2").Payload(make([]byte, 100)).ID(7)
+	var data []byte
+	for i, f := range whole.Split(48) {
+		ip := f.IP()
+		if got := binary.BigEndian.Uint16(ip[42:]); ip[6] != packet.ProtoFragment || int(got&^7) != len(data) {
+			t.Errorf("fragment %d: next header %d, offset %#x", i, ip[6], got)
+		}
+		data = append(data, ip[48:]...)
+	}
+	if want := whole.IP()[40:]; string(data) != string(want) {
+		t.Errorf("%x, want %x", data, want)
+	}
+}
+
 func sum(start uint32, b []byte) uint16 {
 	for ; len(b) > 1; b = b[2:] {
 		start += uint32(binary.BigEndian.Uint16(b))
