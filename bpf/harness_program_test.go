@@ -291,21 +291,35 @@ func (w *world) admit(r rule) {
 	p := netip.MustParsePrefix(r.cidr)
 	const class2 = 77
 	w.put("cidr", bpf.CidrKey{Bits: bpf.PrefixBits(p, 32), Policy: r.policy, Ip: bpf.IP16(p.Addr())}, uint32(class2))
-	w.put("cidr_bm", bpf.BmKey{Policy: r.policy, Direction: r.direction, Class: class2}, uint64(1)<<r.bit)
+	w.put("cidr_bm", bpf.BmKey{Policy: r.policy, Direction: r.direction, Class: class2}, r.bitmap())
 	w.ports(r)
+}
+
+// bitmap of the rule alone.
+func (r rule) bitmap() *bpf.Bitmap {
+	var b bpf.Bitmap
+	b.Word[r.bit/64] = 1 << (r.bit % 64)
+	return &b
 }
 
 // ports writes the port axis of one rule, and its id.
 func (w *world) ports(r rule) {
-	b := bpf.Bounds{N: 1, Bound: [bpf.BoundsMax]uint16{r.lo}}
-	if r.hi < 65535 {
-		b.N, b.Bound[1] = 2, r.hi+1
+	class := uint16(r.proto)
+	b := bpf.Bounds{Cut: [bpf.CutsMax]bpf.Cut{{}, {From: r.lo, Class: class}}}
+	for i := 2; i < bpf.CutsMax; i++ {
+		b.Cut[i] = bpf.Cut{From: 65535, Class: class}
+		if r.hi < 65535 {
+			b.Cut[i] = bpf.Cut{From: r.hi + 1}
+		}
+	}
+	if r.lo <= 1 && r.hi == 65535 {
+		b.Whole = class
 	}
 	w.put("port_bounds", bpf.BoundsKey{Policy: r.policy, Direction: r.direction, Proto: r.proto}, &b)
-	w.put("port_bm", bpf.PortBmKey{Policy: r.policy, Direction: r.direction, Proto: r.proto, Interval: 1}, uint64(1)<<r.bit)
+	w.put("port_bm", bpf.BmKey{Policy: r.policy, Direction: r.direction, Class: uint32(class)}, r.bitmap())
 	var ids bpf.Rules
-	ids.Id[r.bit] = r.id
-	w.put("rule_ids", bpf.RulesKey{Policy: r.policy, Direction: r.direction}, &ids)
+	ids.Id[r.bit%64] = r.id
+	w.put("rule_ids", bpf.RulesKey{Policy: r.policy, Direction: r.direction, Word: r.bit / 64}, &ids)
 }
 
 func now() uint64 {

@@ -33,7 +33,9 @@ type (
 	BmKey       = uplinkBmKey
 	BoundsKey   = uplinkBoundsKey
 	Bounds      = uplinkBounds
-	PortBmKey   = uplinkPortBmKey
+	Bitmap      = uplinkBitmap
+	Cut         = uplinkCut
+	Inquiry     = uplinkInquiry
 	RulesKey    = uplinkRulesKey
 	Rules       = uplinkRules
 	RuleStat    = uplinkRuleStat
@@ -61,6 +63,8 @@ const (
 	PortUnmanaged  = uint32(uplinkPortFlagPORT_UNMANAGED)
 
 	BumSnooping = uint32(uplinkBumFlagBUM_SNOOPING)
+
+	VerdictKeep = uint32(uplinkVerdictFlagVERDICT_KEEP)
 
 	PrefixHost      = uint32(uplinkPrefixFlagPREFIX_HOST)
 	PrefixInstances = uint32(uplinkPrefixFlagPREFIX_INSTANCES)
@@ -99,8 +103,12 @@ const (
 	BumHosts = 512
 	// PuntMax is the largest frame that the agent is asked to answer.
 	PuntMax = 1024
-	// BoundsMax is the room for bounds in one Bounds record.
-	BoundsMax = 128
+	// CutsMax is the room for cuts in one Bounds record.
+	CutsMax = 64
+	// RulesMax is the room for rules in a Bitmap.
+	RulesMax = 1024
+	// AnyProtocol is the protocol of the Bounds for what no rule names.
+	AnyProtocol = 0
 	// Schema is the version of the layout of all maps: the folder of pins is
 	// called after it.
 	Schema = 1

@@ -135,8 +135,8 @@ func TestSizesOfRecords(t *testing.T) {
 		"svc": {4, 64}, "slots": {4, 8}, "backends": {4, 32}, "nexthops": {4, 8}, "svc_stat": {4, 32},
 		"backend_stat": {4, 32}, "vteps": {4, 8}, "vtep_seen": {4, 16}, "local": {8, 24}, "fdb": {12, 8}, "port_cfg": {4, 64},
 		"ifindex_port": {4, 4}, "addr_ok": {20, 4}, "addr_port": {16, 4}, "prefixes": {20, 4}, "members": {20, 4},
-		"cidr": {24, 4}, "peer_bm": {12, 8}, "cidr_bm": {12, 8}, "port_bounds": {12, 260}, "port_bm": {16, 8},
-		"rule_ids": {8, 256}, "rule_stats": {4, 16}, "ct_est": {4, 4}, "ct_swept": {4, 8}, "refusals": {4, 16},
+		"cidr": {24, 4}, "peer_bm": {12, 128}, "cidr_bm": {12, 128}, "port_bounds": {16, 260}, "port_bm": {12, 128},
+		"rule_ids": {12, 264}, "rule_stats": {4, 16}, "ct_est": {4, 4}, "ct_swept": {4, 8}, "refusals": {4, 16},
 		"neigh": {20, 12}, "bum": {4, 3088}, "listeners": {28, 8}, "pace": {4, 16}, "punts": {0, 0},
 	} {
 		if m := declared[name]; m == nil || m.KeySize != want[0] || m.ValueSize != want[1] {

@@ -174,4 +174,21 @@ int ct_sweep(struct sweep *s)
 	return 0;
 }
 
+/* What a port's policy says to a packet that would open a flow: run by user
+ * space, attached to nothing. It asks the live rules and leaves no trace. */
+SEC("tcx/ingress")
+int ask(struct __sk_buff *skb)
+{
+	struct inquiry i;
+	struct port_cfg *pc;
+
+	if (bpf_skb_load_bytes(skb, 0, &i, sizeof(i)))
+		return TC_ACT_SHOT;
+	pc = port_by_id(i.port);
+	if (!pc)
+		return TC_ACT_SHOT;
+	i.reason = judge(pc, &i.question, &i.verdict);
+	return bpf_skb_store_bytes(skb, 0, &i, sizeof(i), 0) ? TC_ACT_SHOT : TC_ACT_OK;
+}
+
 char _license[] SEC("license") = "Apache-2.0";

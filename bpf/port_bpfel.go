@@ -64,6 +64,7 @@ type portSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type portProgramSpecs struct {
+	Ask     *ebpf.ProgramSpec `ebpf:"ask"`
 	CtSweep *ebpf.ProgramSpec `ebpf:"ct_sweep"`
 	SvcIn   *ebpf.ProgramSpec `ebpf:"svc_in"`
 	VmGuard *ebpf.ProgramSpec `ebpf:"vm_guard"`
@@ -125,6 +126,7 @@ type portVariableSpecs struct {
 	ExportCtKey       *ebpf.VariableSpec `ebpf:"export_ct_key"`
 	ExportCtState     *ebpf.VariableSpec `ebpf:"export_ct_state"`
 	ExportDirection   *ebpf.VariableSpec `ebpf:"export_direction"`
+	ExportInquiry     *ebpf.VariableSpec `ebpf:"export_inquiry"`
 	ExportLocalFlag   *ebpf.VariableSpec `ebpf:"export_local_flag"`
 	ExportNexthopFlag *ebpf.VariableSpec `ebpf:"export_nexthop_flag"`
 	ExportNote        *ebpf.VariableSpec `ebpf:"export_note"`
@@ -136,6 +138,7 @@ type portVariableSpecs struct {
 	ExportReason      *ebpf.VariableSpec `ebpf:"export_reason"`
 	ExportScope       *ebpf.VariableSpec `ebpf:"export_scope"`
 	ExportSvcFlag     *ebpf.VariableSpec `ebpf:"export_svc_flag"`
+	ExportVerdictFlag *ebpf.VariableSpec `ebpf:"export_verdict_flag"`
 }
 
 // portObjects contains all objects after they have been loaded into the kernel.
@@ -252,6 +255,7 @@ type portVariables struct {
 	ExportCtKey       *ebpf.Variable `ebpf:"export_ct_key"`
 	ExportCtState     *ebpf.Variable `ebpf:"export_ct_state"`
 	ExportDirection   *ebpf.Variable `ebpf:"export_direction"`
+	ExportInquiry     *ebpf.Variable `ebpf:"export_inquiry"`
 	ExportLocalFlag   *ebpf.Variable `ebpf:"export_local_flag"`
 	ExportNexthopFlag *ebpf.Variable `ebpf:"export_nexthop_flag"`
 	ExportNote        *ebpf.Variable `ebpf:"export_note"`
@@ -263,12 +267,14 @@ type portVariables struct {
 	ExportReason      *ebpf.Variable `ebpf:"export_reason"`
 	ExportScope       *ebpf.Variable `ebpf:"export_scope"`
 	ExportSvcFlag     *ebpf.Variable `ebpf:"export_svc_flag"`
+	ExportVerdictFlag *ebpf.Variable `ebpf:"export_verdict_flag"`
 }
 
 // portPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadPortObjects or ebpf.CollectionSpec.LoadAndAssign.
 type portPrograms struct {
+	Ask     *ebpf.Program `ebpf:"ask"`
 	CtSweep *ebpf.Program `ebpf:"ct_sweep"`
 	SvcIn   *ebpf.Program `ebpf:"svc_in"`
 	VmGuard *ebpf.Program `ebpf:"vm_guard"`
@@ -277,6 +283,7 @@ type portPrograms struct {
 
 func (p *portPrograms) Close() error {
 	return _PortClose(
+		p.Ask,
 		p.CtSweep,
 		p.SvcIn,
 		p.VmGuard,

@@ -103,7 +103,7 @@ func TestMembersOfAGroupAreAdmitted(t *testing.T) {
 	const class = 9
 	r := web
 	w.put("members", bpf.MemberKey{Scope: bpf.ScopePublic, Ip: ip16("192.0.2.9")}, uint32(class))
-	w.put("peer_bm", bpf.BmKey{Policy: r.policy, Direction: r.direction, Class: class}, uint64(1)<<r.bit)
+	w.put("peer_bm", bpf.BmKey{Policy: r.policy, Direction: r.direction, Class: class}, r.bitmap())
 	w.ports(r)
 	w.into(packet.TCP(client, addr5+":8080").SYN(), skb{})
 	w.refused(packet.TCP("192.0.2.8:1234", addr5+":8080").SYN(), skb{}, bpf.ReasonPolicyIn)

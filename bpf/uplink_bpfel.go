@@ -34,6 +34,11 @@ const (
 	uplinkBackendFlagBACKEND_VALID uplinkBackendFlag = 1
 )
 
+type uplinkBitmap struct {
+	_    structs.HostLayout
+	Word [16]uint64
+}
+
 type uplinkBmKey struct {
 	_         structs.HostLayout
 	Policy    uint32
@@ -42,9 +47,10 @@ type uplinkBmKey struct {
 }
 
 type uplinkBounds struct {
-	_     structs.HostLayout
-	N     uint32
-	Bound [128]uint16
+	_      structs.HostLayout
+	Leaves uint16
+	Whole  uint16
+	Cut    [64]uplinkCut
 }
 
 type uplinkBoundsKey struct {
@@ -52,6 +58,7 @@ type uplinkBoundsKey struct {
 	Policy    uint32
 	Direction uint32
 	Proto     uint32
+	Leaf      uint32
 }
 
 type uplinkBum struct {
@@ -139,6 +146,12 @@ const (
 	uplinkCtStateCT_RESET       uplinkCtState = 6
 )
 
+type uplinkCut struct {
+	_     structs.HostLayout
+	From  uint16
+	Class uint16
+}
+
 type uplinkDirection uint32
 
 const (
@@ -151,6 +164,29 @@ type uplinkFdbKey struct {
 	Vni uint32
 	Mac [6]uint8
 	Pad [2]uint8
+}
+
+type uplinkInquiry struct {
+	_       structs.HostLayout
+	Head    [16]uint8
+	Port    uint32
+	Reason  uint32
+	Verdict struct {
+		_     structs.HostLayout
+		Rule  uint32
+		Flags uint32
+	}
+	Question struct {
+		_         structs.HostLayout
+		Policy    uint32
+		Direction uint32
+		Proto     uint32
+		Match     uint32
+		Scope     uint32
+		Fragment  bool
+		_         [3]byte
+		Peer      uplinkIp16
+	}
 }
 
 type uplinkIp16 struct {
@@ -249,14 +285,6 @@ type uplinkPace struct {
 	_    structs.HostLayout
 	Bum  uint64
 	Punt uint64
-}
-
-type uplinkPortBmKey struct {
-	_         structs.HostLayout
-	Policy    uint32
-	Direction uint32
-	Proto     uint32
-	Interval  uint32
 }
 
 type uplinkPortCfg struct {
@@ -421,14 +449,16 @@ type uplinkRuleStat struct {
 }
 
 type uplinkRules struct {
-	_  structs.HostLayout
-	Id [64]uint32
+	_    structs.HostLayout
+	Id   [64]uint32
+	Keep uint64
 }
 
 type uplinkRulesKey struct {
 	_         structs.HostLayout
 	Policy    uint32
 	Direction uint32
+	Word      uint32
 }
 
 type uplinkScope uint32
@@ -472,6 +502,12 @@ type uplinkSvcFlag uint32
 const (
 	uplinkSvcFlagSVC_SOURCE_HASH uplinkSvcFlag = 1
 	uplinkSvcFlagSVC_PANIC       uplinkSvcFlag = 2
+)
+
+type uplinkVerdictFlag uint32
+
+const (
+	uplinkVerdictFlagVERDICT_KEEP uplinkVerdictFlag = 1
 )
 
 type uplinkVip4Key struct {
@@ -649,6 +685,7 @@ type uplinkVariableSpecs struct {
 	ExportCtKey       *ebpf.VariableSpec `ebpf:"export_ct_key"`
 	ExportCtState     *ebpf.VariableSpec `ebpf:"export_ct_state"`
 	ExportDirection   *ebpf.VariableSpec `ebpf:"export_direction"`
+	ExportInquiry     *ebpf.VariableSpec `ebpf:"export_inquiry"`
 	ExportLocalFlag   *ebpf.VariableSpec `ebpf:"export_local_flag"`
 	ExportNexthopFlag *ebpf.VariableSpec `ebpf:"export_nexthop_flag"`
 	ExportNote        *ebpf.VariableSpec `ebpf:"export_note"`
@@ -660,6 +697,7 @@ type uplinkVariableSpecs struct {
 	ExportReason      *ebpf.VariableSpec `ebpf:"export_reason"`
 	ExportScope       *ebpf.VariableSpec `ebpf:"export_scope"`
 	ExportSvcFlag     *ebpf.VariableSpec `ebpf:"export_svc_flag"`
+	ExportVerdictFlag *ebpf.VariableSpec `ebpf:"export_verdict_flag"`
 	NoteInCb          *ebpf.VariableSpec `ebpf:"note_in_cb"`
 	ProbeSource       *ebpf.VariableSpec `ebpf:"probe_source"`
 }
@@ -778,6 +816,7 @@ type uplinkVariables struct {
 	ExportCtKey       *ebpf.Variable `ebpf:"export_ct_key"`
 	ExportCtState     *ebpf.Variable `ebpf:"export_ct_state"`
 	ExportDirection   *ebpf.Variable `ebpf:"export_direction"`
+	ExportInquiry     *ebpf.Variable `ebpf:"export_inquiry"`
 	ExportLocalFlag   *ebpf.Variable `ebpf:"export_local_flag"`
 	ExportNexthopFlag *ebpf.Variable `ebpf:"export_nexthop_flag"`
 	ExportNote        *ebpf.Variable `ebpf:"export_note"`
@@ -789,6 +828,7 @@ type uplinkVariables struct {
 	ExportReason      *ebpf.Variable `ebpf:"export_reason"`
 	ExportScope       *ebpf.Variable `ebpf:"export_scope"`
 	ExportSvcFlag     *ebpf.Variable `ebpf:"export_svc_flag"`
+	ExportVerdictFlag *ebpf.Variable `ebpf:"export_verdict_flag"`
 	NoteInCb          *ebpf.Variable `ebpf:"note_in_cb"`
 	ProbeSource       *ebpf.Variable `ebpf:"probe_source"`
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "packet.h"
+#include "policy.h"
 #include "reach.h"
 
 /*
@@ -16,6 +17,7 @@ const enum nexthop_flag *const export_nexthop_flag;
 const enum local_flag *const export_local_flag;
 const enum port_flag *const export_port_flag;
 const enum prefix_flag *const export_prefix_flag;
+const enum verdict_flag *const export_verdict_flag;
 const enum scope *const export_scope;
 const enum direction *const export_direction;
 const enum ct_state *const export_ct_state;
@@ -27,3 +29,4 @@ const struct punt *const export_punt;
 const struct note *const export_note;
 const struct ct_key *const export_ct_key;
 const struct ct *const export_ct;
+const struct inquiry *const export_inquiry;

@@ -6,85 +6,95 @@
 /*
  * May this packet open a flow? Two axes cut into classes: the peer (by group
  * membership and by CIDR) and the port. Each class has a bitmap of rules; what
- * is set in both admits, and the first bit set is the rule.
+ * is set in both admits, and the first bit set is the rule. The cost does not
+ * grow with the number of rules.
  */
 
 struct question {
-	__u32 policy;
+	__u32 policy; /* judge sets it */
 	__u32 direction;
 	__u32 proto;
-	__u32 match;   /* destination port, ICMP type << 8 | code, 0 in other protocols */
-	__u32 scope;   /* whose members peer may be one of: the port's network */
-	bool fragment; /* nothing of L4 is known: only rules for all of it match */
+	__u32 match;   /* destination port, ICMP type << 8 | code, 0 without ports */
+	__u32 scope;   /* SCOPE_PUBLIC, else the network's VNI */
+	bool fragment; /* match is not known: only rules for all ports admit */
 	struct ip16 peer;
 };
 
 enum verdict_flag {
-	VERDICT_KEEP = 1, /* flows it admitted go on when it is gone */
+	VERDICT_KEEP = 1, /* the flow outlives the rule */
 };
 
 struct verdict {
-	__u32 rule;  /* its id in the zone */
+	__u32 rule;  /* its id in the zone; 0: none was needed, or none admits */
 	__u32 flags; /* enum verdict_flag */
 };
 
-static __always_inline __u64 peer_rules(const struct question *q)
+static __always_inline struct bitmap *rules_for_member(const struct question *q)
 {
 	struct member_key member = { .scope = q->scope, .ip = q->peer };
 	struct bm_key key = { .policy = q->policy, .direction = q->direction };
-	struct cidr_key prefix = { .bits = 32 + 128, .policy = q->policy, .ip = q->peer };
-	__u64 rules = 0, *bm;
-	__u32 *class;
+	__u32 *class = bpf_map_lookup_elem(&members, &member);
 
-	class = bpf_map_lookup_elem(&members, &member);
-	if (class) {
-		key.class = *class;
-		bm = bpf_map_lookup_elem(&peer_bm, &key);
-		if (bm)
-			rules |= *bm;
-	}
-	class = bpf_map_lookup_elem(&cidr, &prefix);
-	if (class) {
-		key.class = *class;
-		bm = bpf_map_lookup_elem(&cidr_bm, &key);
-		if (bm)
-			rules |= *bm;
-	}
-	return rules;
+	if (!class)
+		return NULL;
+	key.class = *class;
+	return bpf_map_lookup_elem(&peer_bm, &key);
 }
 
-/* Number of bounds <= match, by halving steps: 8 comparisons for 128. */
-static __noinline __u32 interval_of(const struct bounds *b, __u32 match)
+static __always_inline struct bitmap *rules_for_prefix(const struct question *q)
+{
+	struct cidr_key prefix = { .bits = 32 + 128, .policy = q->policy, .ip = q->peer };
+	struct bm_key key = { .policy = q->policy, .direction = q->direction };
+	__u32 *class = bpf_map_lookup_elem(&cidr, &prefix);
+
+	if (!class)
+		return NULL;
+	key.class = *class;
+	return bpf_map_lookup_elem(&cidr_bm, &key);
+}
+
+/* The class of the last cut at or before match, by halving steps. Global, so
+ * that the verifier reads it once. */
+__noinline __u32 class_at(const struct bounds *b, __u32 match)
 {
 	__u32 at = 0;
 
 	if (!b)
 		return 0;
 #pragma unroll
-	for (__u32 step = BOUNDS_MAX; step; step >>= 1) {
-		__u32 next = at + step;
-
-		if (next <= b->n && b->bound[(next - 1) & (BOUNDS_MAX - 1)] <= match)
-			at = next;
+	for (__u32 step = CUTS_MAX / 2; step; step >>= 1) {
+		if (b->cut[(at + step) & (CUTS_MAX - 1)].from <= match)
+			at += step;
 	}
-	return at;
+	return b->cut[at & (CUTS_MAX - 1)].class;
 }
 
-static __always_inline __u64 port_rules(const struct question *q)
+static __always_inline struct bitmap *rules_for_port(const struct question *q)
 {
 	struct bounds_key bounds_key = { .policy = q->policy, .direction = q->direction, .proto = q->proto };
-	struct port_bm_key key = { .policy = q->policy, .direction = q->direction, .proto = q->proto };
+	struct bm_key key = { .policy = q->policy, .direction = q->direction };
 	struct bounds *b = bpf_map_lookup_elem(&port_bounds, &bounds_key);
-	__u64 *bm;
 
+	if (!b) {
+		bounds_key.proto = ANY_PROTOCOL;
+		b = bpf_map_lookup_elem(&port_bounds, &bounds_key);
+	}
 	if (!b)
-		return 0;
-	key.interval = interval_of(b, q->match);
-	bm = bpf_map_lookup_elem(&port_bm, &key);
-	return bm ? *bm : 0;
+		return NULL;
+	if (q->fragment) {
+		key.class = b->whole;
+	} else {
+		key.class = class_at(b, q->match);
+		if (b->leaves) {
+			bounds_key.leaf = key.class;
+			b = bpf_map_lookup_elem(&port_bounds, &bounds_key);
+			key.class = class_at(b, q->match);
+		}
+	}
+	return key.class ? bpf_map_lookup_elem(&port_bm, &key) : NULL;
 }
 
-/* The index of the lowest bit set; bits is not 0. */
+/* The index of the lowest bit set; bits is not 0. There is no table for it. */
 static __always_inline __u32 first_bit(__u64 bits)
 {
 	__u32 at = 0;
@@ -99,26 +109,50 @@ static __always_inline __u32 first_bit(__u64 bits)
 	return at;
 }
 
-/* True when a rule admits; *rule is its id in the zone. */
-static __noinline bool classify(const struct question *q, __u32 *rule)
+/* The first rule that admits both the port and the peer, as a member of groups
+ * or by its prefix; RULES_MAX if there is none. Global, as class_at is. */
+__noinline __u32 first_rule(const struct bitmap *port, const struct bitmap *member, const struct bitmap *prefix)
+{
+	if (!member)
+		member = prefix;
+	if (!prefix)
+		prefix = member;
+	if (!port || !member || !prefix)
+		return RULES_MAX;
+	for (__u32 i = 0; i < RULES_MAX / 64; i++) {
+		__u64 both = port->word[i] & (member->word[i] | prefix->word[i]);
+
+		if (both)
+			return i * 64 + first_bit(both);
+	}
+	return RULES_MAX;
+}
+
+/* True when a rule admits; v says which. */
+static __noinline bool classify(const struct question *q, struct verdict *v)
 {
 	struct rules_key key = { .policy = q->policy, .direction = q->direction };
-	__u64 allowed = peer_rules(q);
-	struct rules *ids;
+	struct bitmap *port = rules_for_port(q);
+	struct rules *rules;
+	__u32 first;
 
-	if (allowed)
-		allowed &= port_rules(q);
-	if (!allowed)
+	if (!port)
 		return false;
-	*rule = 0;
-	ids = bpf_map_lookup_elem(&rule_ids, &key);
-	if (ids)
-		*rule = ids->id[first_bit(allowed) & 63];
+	first = first_rule(port, rules_for_member(q), rules_for_prefix(q));
+	if (first >= RULES_MAX)
+		return false;
+	key.word = first / 64;
+	rules = bpf_map_lookup_elem(&rule_ids, &key);
+	if (!rules)
+		return false;
+	v->rule = rules->id[first % 64];
+	if (rules->keep >> (first % 64) & 1)
+		v->flags |= VERDICT_KEEP;
 	return true;
 }
 
-/* Judge the first packet of a flow at a port. Global, as track is, so that the
- * verifier reads it once; no caller passes NULL. */
+/* Judge the first packet of a flow at a port. Global, as class_at is; no caller
+ * passes NULL. */
 __noinline enum reason judge(const struct port_cfg *pc, struct question *q, struct verdict *v)
 {
 	if (!pc || !q || !v)
@@ -130,7 +164,17 @@ __noinline enum reason judge(const struct port_cfg *pc, struct question *q, stru
 	q->policy = q->direction == DIRECTION_IN ? READ_ONCE(pc->policy_in) : READ_ONCE(pc->policy_out);
 	if (!q->policy)
 		return REASON_NO_POLICY;
-	if (classify(q, &v->rule))
+	if (classify(q, v))
 		return REASON_NONE;
 	return q->direction == DIRECTION_IN ? REASON_POLICY_IN : REASON_POLICY_OUT;
 }
+
+/* A question from user space, and its answer. It comes as a frame, behind room
+ * for an Ethernet header, since no other kind of program may use all maps. */
+struct inquiry {
+	__u8 head[16];
+	__u32 port;
+	__u32 reason; /* enum reason; REASON_NONE admits */
+	struct verdict verdict;
+	struct question question;
+};

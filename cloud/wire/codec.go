@@ -17,7 +17,7 @@ import (
 // Limits of what an agent accepts and the control plane sends.
 const (
 	MaxBody  = 1 << 20 // bytes of one encoded item
-	MaxRules = 64      // rules of a policy and direction: one u64 a bitmap
+	MaxRules = 1024    // rules of a policy and direction: the bits of a bitmap
 	MaxVNI   = 0xfffffd
 	MaxSlots = 16384
 )

@@ -63,10 +63,20 @@ func programMaps(t *testing.T, h *host.Host, cp5 int, admitted bool) {
 	}
 	p := netip.MustParsePrefix("192.0.2.0/24")
 	put(m.Cidr, bpf.CidrKey{Bits: bpf.PrefixBits(p, 32), Policy: 1, Ip: bpf.IP16(p.Addr())}, uint32(1))
-	put(m.CidrBm, bpf.BmKey{Policy: 1, Direction: bpf.DirectionIn, Class: 1}, uint64(1))
+	put(m.CidrBm, bpf.BmKey{Policy: 1, Direction: bpf.DirectionIn, Class: 1}, &bpf.Bitmap{Word: [16]uint64{1}})
 	put(m.PortBounds, bpf.BoundsKey{Policy: 1, Direction: bpf.DirectionIn, Proto: packet.ProtoTCP},
-		&bpf.Bounds{N: 2, Bound: [bpf.BoundsMax]uint16{8080, 8081}})
-	put(m.PortBm, bpf.PortBmKey{Policy: 1, Direction: bpf.DirectionIn, Proto: packet.ProtoTCP, Interval: 1}, uint64(1))
+		only(8080))
+	put(m.PortBm, bpf.BmKey{Policy: 1, Direction: bpf.DirectionIn, Class: 1}, &bpf.Bitmap{Word: [16]uint64{1}})
+	put(m.RuleIds, bpf.RulesKey{Policy: 1, Direction: bpf.DirectionIn}, &bpf.Rules{Id: [64]uint32{1}})
+}
+
+// only one port, in class 1.
+func only(port uint16) *bpf.Bounds {
+	b := bpf.Bounds{Cut: [bpf.CutsMax]bpf.Cut{{}, {From: port, Class: 1}, {From: port + 1}}}
+	for i := 3; i < bpf.CutsMax; i++ {
+		b.Cut[i] = bpf.Cut{From: 65535}
+	}
+	return &b
 }
 
 func reasons(t *testing.T, h *host.Host) map[bpf.Reason]uint64 {

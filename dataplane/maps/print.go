@@ -28,14 +28,17 @@ func printKey(id ID) string {
 		return bpf.AddrBE32(u32(id.Key)).String()
 	case RuleIDs:
 		k := As[bpf.RulesKey](id.Key)
+		if k.Word > 0 {
+			return fmt.Sprintf("%d/%s/word %d", k.Policy, direction(k.Direction), k.Word)
+		}
 		return fmt.Sprintf("%d/%s", k.Policy, direction(k.Direction))
 	case PortBounds:
 		k := As[bpf.BoundsKey](id.Key)
+		if k.Leaf > 0 {
+			return fmt.Sprintf("%d/%s/proto %d/leaf %d", k.Policy, direction(k.Direction), k.Proto, k.Leaf)
+		}
 		return fmt.Sprintf("%d/%s/proto %d", k.Policy, direction(k.Direction), k.Proto)
-	case PortBM:
-		k := As[bpf.PortBmKey](id.Key)
-		return fmt.Sprintf("%d/%s/proto %d/interval %d", k.Policy, direction(k.Direction), k.Proto, k.Interval)
-	case CidrBM, PeerBM:
+	case PortBM, CidrBM, PeerBM:
 		k := As[bpf.BmKey](id.Key)
 		return fmt.Sprintf("%d/%s/class %d", k.Policy, direction(k.Direction), k.Class)
 	case Cidr:
@@ -74,16 +77,12 @@ func printValue(e Entry) string {
 		v := As[bpf.Nexthop](e.Value)
 		return net.HardwareAddr(v.Mac[:]).String()
 	case RuleIDs:
-		v := As[bpf.Rules](e.Value)
-		n := 0
-		for n < len(v.Id) && v.Id[n] != 0 {
-			n++
-		}
-		return fmt.Sprintf("rules %v", v.Id[:n])
+		return printRules(As[bpf.Rules](e.Value))
 	case PortBounds:
-		v := As[bpf.Bounds](e.Value)
-		return fmt.Sprintf("bounds %v", v.Bound[:min(int(v.N), len(v.Bound))])
-	case PortBM, CidrBM, PeerBM, VIPBits:
+		return printBounds(As[bpf.Bounds](e.Value))
+	case PortBM, CidrBM, PeerBM:
+		return printBitmap(As[bpf.Bitmap](e.Value))
+	case VIPBits:
 		return fmt.Sprintf("%#x", binary.NativeEndian.Uint64([]byte(e.Value)))
 	case Fdb:
 		v := As[bpf.Station](e.Value)
@@ -115,6 +114,51 @@ func printValue(e Entry) string {
 			v.Id, netip.AddrPortFrom(v.Vip.Addr(), bpf.BE16(v.Port)), v.Proto, v.SlotBase, v.SlotMask+1, v.Generation, v.Flags, v.Mtu, v.Seed)
 	}
 	return fmt.Sprint(u32(e.Value))
+}
+
+// printRules lists the ids of rules; one that keeps its flows has a star.
+func printRules(v bpf.Rules) string {
+	ids := []string{}
+	for i, id := range v.Id {
+		switch {
+		case id == 0:
+		case v.Keep>>i&1 != 0:
+			ids = append(ids, fmt.Sprintf("%d*", id))
+		default:
+			ids = append(ids, fmt.Sprint(id))
+		}
+	}
+	return fmt.Sprintf("rules %v", ids)
+}
+
+// printBounds lists where a class begins, and the class.
+func printBounds(v bpf.Bounds) string {
+	what, whole := "classes", ""
+	if v.Leaves > 0 {
+		what = "leaves"
+	}
+	if v.Whole > 0 {
+		whole = fmt.Sprintf(" all %d", v.Whole)
+	}
+	var cuts []string
+	for i, c := range v.Cut {
+		if i > 0 && c == (bpf.Cut{From: 0xffff, Class: v.Cut[i-1].Class}) {
+			break // what is left is not used
+		}
+		cuts = append(cuts, fmt.Sprintf("%d:%d", c.From, c.Class))
+	}
+	return fmt.Sprintf("%s %v%s", what, cuts, whole)
+}
+
+// printBitmap lists the bits that are set.
+func printBitmap(v bpf.Bitmap) string {
+	bits := []string{}
+	for at := range 64 * len(v.Word) {
+		if v.Word[at/64]>>(at%64)&1 != 0 {
+			bits = append(bits, fmt.Sprint(at))
+		}
+	}
+	return fmt.Sprintf("bits %v", bits)
 }
 
 // printSlots counts the slots of each pair of owners, in order of appearance.

@@ -3,15 +3,17 @@
 package port
 
 import (
-	"fmt"
-	"net/netip"
 	"slices"
+	"unsafe"
 
 	"cairn/bpf"
 	"cairn/cloud/wire"
 	"cairn/dataplane/maps"
 	"cairn/dataplane/table"
 )
+
+// policyMaps hold rows of policies. All but those of PeerBM are written once.
+var policyMaps = []maps.Map{maps.RuleIDs, maps.PortBounds, maps.PortBM, maps.CidrBM, maps.Cidr, maps.PeerBM}
 
 // compiled is a policy as map entries, under an id of this host's own.
 type compiled struct {
@@ -32,45 +34,129 @@ func (b *Builder) policy(p wire.Policy) *compiled {
 	for _, r := range p.Rules {
 		c.egressOpen = c.egressOpen && r.Direction != wire.Egress
 	}
-	c.id = b.policyID(p)
-	c.entries = append(rules(p, c.id), b.classRows(p, c.id)...)
+	want := rows(p)
+	c.id = b.policyID(p, want)
+	c.entries = append(under(want, c.id), b.classRows(p, c.id)...)
 	b.compiled[p.ID] = c
 	return c
 }
 
+// under gives rows, made for policy 0, the id of a policy.
+func under(rows []maps.Entry, id uint32) []maps.Entry {
+	out := make([]maps.Entry, len(rows))
+	name := maps.Bytes(id)
+	for i, e := range rows {
+		at := policyAt(e.Map)
+		e.Key = e.Key[:at] + name + e.Key[at+4:]
+		out[i] = e
+	}
+	return out
+}
+
+// policyAt is where a key names its policy.
+func policyAt(m maps.Map) int {
+	if m == maps.Cidr {
+		return int(unsafe.Offsetof(bpf.CidrKey{}.Policy))
+	}
+	return 0 // the first field of the other keys
+}
+
+// policyOf the rows of a policy: all of their keys name it.
+func policyOf(id maps.ID) uint32 {
+	at := policyAt(id.Map)
+	return maps.As[uint32](id.Key[at : at+4])
+}
+
 // policyID keeps the id under which the same rules lie already, be it from
 // before a restart, or finds a free one.
-func (b *Builder) policyID(p wire.Policy) uint32 {
-	if b.rows == nil {
-		b.rows = ruleRows(b.have)
+func (b *Builder) policyID(p wire.Policy, want []maps.Entry) uint32 {
+	own := b.have.Of(p.Key().String())
+	if len(own) > 0 {
+		return b.take(b.findAmong(grouped(own), want, nil))
 	}
-	for _, id := range b.candidates(p) {
-		if id != 0 && !b.taken[id] && b.same(p, id) {
-			b.taken[id] = true
-			return id
+	if b.rows == nil {
+		b.rows = grouped(nil)
+		for _, m := range policyMaps {
+			for e := range b.have.Entries(m) {
+				b.rows.add(e)
+			}
 		}
 	}
-	id := uint32(1)
-	for b.taken[id] || b.rows[id] != nil {
-		id++
+	return b.take(b.findAmong(b.rows, want, b.candidates(p)))
+}
+
+// take an id, or a free one for 0.
+func (b *Builder) take(id uint32) uint32 {
+	if id == 0 {
+		used := map[uint32]bool{}
+		for _, m := range policyMaps {
+			for e := range b.have.Entries(m) {
+				used[policyOf(e.ID)] = true
+			}
+		}
+		for id = 1; b.taken[id] || used[id]; {
+			id++
+		}
 	}
 	b.taken[id] = true
 	return id
 }
 
-// candidates are ids under which the policy may lie: those it has, else those
-// that its ports name, else those that nobody names.
-func (b *Builder) candidates(p wire.Policy) []uint32 {
-	var ids []uint32
-	for _, own := range b.have.Of(p.Key().String()) { // of two ids when a port could not be told of the new one
-		if id := policyOf(own.ID); !slices.Contains(ids, id) {
-			ids = append(ids, id)
+// findAmong finds the id under which rows lie that are as wanted; 0 if none.
+// Without candidates it may be any.
+func (b *Builder) findAmong(have byPolicy, want []maps.Entry, candidates []uint32) uint32 {
+	if candidates == nil { // two when a port could not be told of the new one
+		for id := range have {
+			candidates = append(candidates, id)
+		}
+		slices.Sort(candidates)
+	}
+	for _, id := range candidates {
+		if id != 0 && !b.taken[id] && have.same(id, want) {
+			return id
 		}
 	}
-	if len(ids) > 0 {
-		return ids
+	return 0
+}
+
+// byPolicy are rows that are written once. A policy that has others only is
+// there too: its id is not free.
+type byPolicy map[uint32]map[maps.ID]string
+
+func grouped(entries []maps.Entry) byPolicy {
+	rows := byPolicy{}
+	for _, e := range entries {
+		rows.add(e)
 	}
-	named := map[uint32]bool{}
+	return rows
+}
+
+func (rows byPolicy) add(e maps.Entry) {
+	id := policyOf(e.ID)
+	if rows[id] == nil {
+		rows[id] = map[maps.ID]string{}
+	}
+	if e.Map != maps.PeerBM {
+		rows[id][e.ID] = e.Value
+	}
+}
+
+func (rows byPolicy) same(id uint32, want []maps.Entry) bool {
+	if len(want) != len(rows[id]) {
+		return false
+	}
+	for _, e := range under(want, id) {
+		if value, ok := rows[id][e.ID]; !ok || value != e.Value {
+			return false
+		}
+	}
+	return true
+}
+
+// candidates are ids under which a policy that has no rows yet may lie from
+// before a restart: those that its ports name, else those that nobody names.
+func (b *Builder) candidates(p wire.Policy) []uint32 {
+	ids, named := []uint32{}, map[uint32]bool{}
 	for port := range table.All[wire.Port](b.view) {
 		value, ok := b.have.Get(maps.ID{Map: maps.PortCfg, Key: maps.Bytes(port.ID)})
 		if !ok {
@@ -98,216 +184,33 @@ func (b *Builder) freeing(id uint32) bool {
 	return b.have.Freeing(maps.ID{Map: maps.RuleIDs, Key: maps.Bytes(bpf.RulesKey{Policy: id})})
 }
 
-// policyOf the rows of a policy: all of their keys name it.
-func policyOf(id maps.ID) uint32 {
-	if id.Map == maps.Cidr {
-		return maps.As[bpf.CidrKey](id.Key).Policy
-	}
-	return maps.As[uint32](id.Key[:4]) // the first field of the other keys
-}
-
-// ruleRows are all rows that are written once, by policy id.
-func ruleRows(have *maps.Image) map[uint32]map[maps.ID]string {
-	rows := map[uint32]map[maps.ID]string{}
-	for _, m := range []maps.Map{maps.RuleIDs, maps.PortBounds, maps.PortBM, maps.CidrBM, maps.Cidr, maps.PeerBM} {
-		for e := range have.Entries(m) {
-			id := policyOf(e.ID)
-			if rows[id] == nil {
-				rows[id] = map[maps.ID]string{}
-			}
-			if m != maps.PeerBM { // not written once, but an id that has any is not free
-				rows[id][e.ID] = e.Value
-			}
-		}
-	}
-	return rows
-}
-
-func (b *Builder) same(p wire.Policy, id uint32) bool {
-	want := rules(p, id)
-	if len(want) != len(b.rows[id]) {
-		return false
-	}
-	for _, e := range want {
-		if value, ok := b.rows[id][e.ID]; !ok || value != e.Value {
-			return false
-		}
-	}
-	return true
-}
-
-// rules are the rows of both directions but for those of classes. The rules'
-// ids are always there, so that an id is in use even without rules.
-func rules(p wire.Policy, id uint32) []maps.Entry {
-	var out []maps.Entry
-	for _, d := range []wire.Direction{wire.Ingress, wire.Egress} {
-		rules := directed(p, d)
-		out = append(out, ruleIDs(rules, id, d))
-		out = append(out, portRows(rules, id, d)...)
-	}
-	return append(out, cidrRows(p, id)...)
-}
-
-func directed(p wire.Policy, d wire.Direction) []wire.Rule {
-	var out []wire.Rule
-	for _, r := range p.Rules {
-		if r.Direction == d {
-			out = append(out, r)
-		}
-	}
-	return out
-}
-
-func ruleIDs(rules []wire.Rule, id uint32, d wire.Direction) maps.Entry {
-	var ids bpf.Rules
-	for i, r := range rules {
-		ids.Id[i] = r.ID
-	}
-	return maps.Make(maps.RuleIDs, bpf.RulesKey{Policy: id, Direction: uint32(d)}, ids)
-}
-
-// span of the port axis that a rule admits; ICMP puts type and code there, and
-// protocols without ports lie on all of it.
-func span(r wire.Rule) (from, to uint16) {
-	switch r.Protocol {
-	case 6, 17:
-		return r.PortMin, r.PortMax
-	case 1, 58:
-		switch {
-		case r.ICMPType < 0:
-			return 0, 0xffff
-		case r.ICMPCode < 0:
-			return uint16(r.ICMPType) << 8, uint16(r.ICMPType)<<8 | 0xff
-		}
-		at := uint16(r.ICMPType)<<8 | uint16(r.ICMPCode)
-		return at, at
-	}
-	return 0, 0xffff
-}
-
-// anyProtocol of a rule; the programs know carried alone.
-const anyProtocol = 0
-
-var carried = []uint8{1, 6, 17}
-
-func speaksOf(r wire.Rule, protocol uint8) bool {
-	return r.Protocol == protocol || r.Protocol == anyProtocol
-}
-
-// portRows cuts the port axis of each protocol where a rule begins or ends.
-func portRows(rules []wire.Rule, id uint32, d wire.Direction) []maps.Entry {
-	var out []maps.Entry
-	protocols := map[uint8]bool{}
-	for _, r := range rules {
-		if r.Protocol != anyProtocol {
-			protocols[r.Protocol] = true
-			continue
-		}
-		for _, proto := range carried {
-			protocols[proto] = true
-		}
-	}
-	for proto := range protocols {
-		var cuts []uint16
-		for _, r := range rules {
-			if speaksOf(r, proto) {
-				from, to := span(r)
-				cuts = append(cuts, from)
-				if to < 0xffff {
-					cuts = append(cuts, to+1)
-				}
-			}
-		}
-		slices.Sort(cuts)
-		cuts = slices.Compact(cuts)
-		bounds := bpf.Bounds{N: uint32(len(cuts))}
-		copy(bounds.Bound[:], cuts)
-		out = append(out, maps.Make(maps.PortBounds, bpf.BoundsKey{Policy: id, Direction: uint32(d), Proto: uint32(proto)}, bounds))
-		for i, at := range cuts {
-			var bits uint64
-			for n, r := range rules {
-				if from, to := span(r); speaksOf(r, proto) && from <= at && at <= to {
-					bits |= 1 << n
-				}
-			}
-			if bits != 0 {
-				key := bpf.PortBmKey{Policy: id, Direction: uint32(d), Proto: uint32(proto), Interval: uint32(i + 1)}
-				out = append(out, maps.Make(maps.PortBM, key, bits))
-			}
-		}
-	}
-	return out
-}
-
-var allIPv4 = netip.MustParsePrefix("0.0.0.0/0")
-
-// cidrRows gives each prefix of a policy a class and the rules of all prefixes
-// that hold it. In the map an IPv4 address lies inside of ::/0, so all of IPv4
-// gets a class of its own wherever a rule for IPv6 is that wide.
-func cidrRows(p wire.Policy, id uint32) []maps.Entry {
-	var prefixes []netip.Prefix
-	for _, r := range p.Rules {
-		if r.PeerGroup != 0 {
-			continue
-		}
-		peer := r.Peer.Masked()
-		prefixes = append(prefixes, peer)
-		if peer.Addr().Is6() && peer.Bits() <= 96 && peer.Contains(netip.AddrFrom16(netip.IPv4Unspecified().As16())) {
-			prefixes = append(prefixes, allIPv4)
-		}
-	}
-	slices.SortFunc(prefixes, netip.Prefix.Compare)
-	prefixes = slices.Compact(prefixes)
-	var out []maps.Entry
-	for i, prefix := range prefixes {
-		class := uint32(i + 1)
-		key := bpf.CidrKey{Bits: bpf.PrefixBits(prefix, 32), Policy: id, Ip: bpf.IP16(prefix.Addr())}
-		out = append(out, maps.Make(maps.Cidr, key, class))
-		for _, d := range []wire.Direction{wire.Ingress, wire.Egress} {
-			var bits uint64
-			for n, r := range directed(p, d) {
-				if r.PeerGroup == 0 && r.Peer.Bits() <= prefix.Bits() && r.Peer.Masked().Contains(prefix.Addr()) {
-					bits |= 1 << n
-				}
-			}
-			if bits != 0 {
-				out = append(out, maps.Make(maps.CidrBM, bpf.BmKey{Policy: id, Direction: uint32(d), Class: class}, bits))
-			}
-		}
-	}
-	return out
-}
-
 // classRows say what members of each class may. A row that lost its last rule
 // is zeroed at once rather than freed later.
 func (b *Builder) classRows(p wire.Policy, id uint32) []maps.Entry {
 	var out []maps.Entry
-	for _, d := range []wire.Direction{wire.Ingress, wire.Egress} {
-		byGroup := map[uint32]uint64{}
+	for _, d := range directions {
+		byGroup := map[uint32]*bpf.Bitmap{}
 		for n, r := range directed(p, d) {
-			if r.PeerGroup != 0 {
-				byGroup[r.PeerGroup] |= 1 << n
+			if r.PeerGroup == 0 {
+				continue
 			}
+			if byGroup[r.PeerGroup] == nil {
+				byGroup[r.PeerGroup] = &bpf.Bitmap{}
+			}
+			set(byGroup[r.PeerGroup], n)
 		}
 		for class := range table.All[wire.Class](b.view) {
-			var bits uint64
+			var bits bpf.Bitmap
 			for _, g := range class.Groups {
-				bits |= byGroup[g]
+				if rules := byGroup[g]; rules != nil {
+					merge(&bits, rules)
+				}
 			}
 			e := maps.Make(maps.PeerBM, bpf.BmKey{Policy: id, Direction: uint32(d), Class: class.ID}, bits)
-			if bits != 0 || !b.have.Free(e.ID) {
+			if bits != (bpf.Bitmap{}) || !b.have.Free(e.ID) {
 				out = append(out, e)
 			}
 		}
 	}
 	return out
-}
-
-// Rule that a policy of this host's own id has at a bit, for people.
-func Rule(have *maps.Image, policy uint32, d wire.Direction, bit int) (uint32, error) {
-	value, ok := have.Get(maps.ID{Map: maps.RuleIDs, Key: maps.Bytes(bpf.RulesKey{Policy: policy, Direction: uint32(d)})})
-	if !ok {
-		return 0, fmt.Errorf("policy %d has no rules in the map", policy)
-	}
-	return maps.As[bpf.Rules](value).Id[bit], nil
 }

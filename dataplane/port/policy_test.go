@@ -3,9 +3,7 @@
 package port
 
 import (
-	"encoding/binary"
 	"fmt"
-	"math/bits"
 	"net/netip"
 	"testing"
 
@@ -65,28 +63,35 @@ func image(t fataler, view table.View, have *maps.Image) *maps.Image {
 }
 
 // packet is what a policy judges: direction, peer, protocol and the port it
-// judges by (ICMP: type and code).
+// judges by (ICMP: type and code), which a fragment does not tell.
 type packet struct {
 	direction wire.Direction
+	scope     uint32
 	peer      netip.Addr
 	protocol  uint8
 	match     uint16
+	fragment  bool
 }
 
-// judge does with the image what the program does with the maps, and returns
-// the rule that admits, 0 for none.
-func judge(im *maps.Image, policy uint32, p packet) uint32 {
+// verdict of a policy: the rule that admits, 0 for none, and whether it keeps
+// its flows.
+type verdict struct {
+	rule uint32
+	keep bool
+}
+
+// judge does with the image what the program does with the maps.
+func judge(im *maps.Image, policy uint32, p packet) verdict {
 	d := uint32(p.direction)
-	row := func(m maps.Map, key string) uint64 {
-		v, ok := im.Get(maps.ID{Map: m, Key: key})
-		if !ok {
-			return 0
+	bitmap := func(m maps.Map, class uint32) (bits bpf.Bitmap) {
+		if v, ok := im.Get(maps.ID{Map: m, Key: maps.Bytes(bpf.BmKey{Policy: policy, Direction: d, Class: class})}); ok {
+			bits = maps.As[bpf.Bitmap](v)
 		}
-		return binary.NativeEndian.Uint64([]byte(v))
+		return bits
 	}
-	var peers uint64
-	if class, ok := im.Get(maps.ID{Map: maps.Members, Key: maps.Bytes(bpf.MemberKey{Ip: bpf.IP16(p.peer)})}); ok {
-		peers = row(maps.PeerBM, maps.Bytes(bpf.BmKey{Policy: policy, Direction: d, Class: maps.As[uint32](class)}))
+	var peers bpf.Bitmap
+	if class, ok := im.Get(maps.ID{Map: maps.Members, Key: maps.Bytes(bpf.MemberKey{Scope: p.scope, Ip: bpf.IP16(p.peer)})}); ok {
+		peers = bitmap(maps.PeerBM, maps.As[uint32](class))
 	}
 	longest, class2 := -1, uint32(0)
 	for e := range im.Entries(maps.Cidr) {
@@ -97,32 +102,62 @@ func judge(im *maps.Image, policy uint32, p packet) uint32 {
 		}
 	}
 	if longest >= 0 {
-		peers |= row(maps.CidrBM, maps.Bytes(bpf.BmKey{Policy: policy, Direction: d, Class: class2}))
+		bits := bitmap(maps.CidrBM, class2)
+		merge(&peers, &bits)
 	}
-	value, ok := im.Get(maps.ID{Map: maps.PortBounds, Key: maps.Bytes(bpf.BoundsKey{Policy: policy, Direction: d, Proto: uint32(p.protocol)})})
-	if !ok {
-		return 0
-	}
-	bounds := maps.As[bpf.Bounds](value)
-	interval := uint32(0)
-	for i := range bounds.N {
-		if bounds.Bound[i] <= p.match {
-			interval++
+	ports := bitmap(maps.PortBM, classOf(im, policy, p))
+	for bit := range 1024 {
+		if peers.Word[bit/64]&ports.Word[bit/64]>>(bit%64)&1 == 0 {
+			continue
 		}
+		value, ok := im.Get(maps.ID{Map: maps.RuleIDs, Key: maps.Bytes(bpf.RulesKey{Policy: policy, Direction: d, Word: uint32(bit / 64)})})
+		if !ok {
+			return verdict{}
+		}
+		rules := maps.As[bpf.Rules](value)
+		return verdict{rules.Id[bit%64], rules.Keep>>(bit%64)&1 != 0}
 	}
-	admitted := peers & row(maps.PortBM, maps.Bytes(bpf.PortBmKey{Policy: policy, Direction: d, Proto: uint32(p.protocol), Interval: interval}))
-	if admitted == 0 {
-		return 0
+	return verdict{}
+}
+
+// classOf a packet on the port axis.
+func classOf(im *maps.Image, policy uint32, p packet) uint32 {
+	key := bpf.BoundsKey{Policy: policy, Direction: uint32(p.direction), Proto: uint32(p.protocol)}
+	get := func() (b bpf.Bounds, ok bool) {
+		value, ok := im.Get(maps.ID{Map: maps.PortBounds, Key: maps.Bytes(key)})
+		if ok {
+			b = maps.As[bpf.Bounds](value)
+		}
+		return b, ok
 	}
-	rule, err := Rule(im, policy, p.direction, bits.TrailingZeros64(admitted))
-	if err != nil {
-		return 0
+	b, ok := get()
+	if !ok {
+		key.Proto = bpf.AnyProtocol
+		b, _ = get()
 	}
-	return rule
+	if p.fragment {
+		return uint32(b.Whole)
+	}
+	search := func() uint32 {
+		at := 0
+		for step := bpf.CutsMax / 2; step > 0; step /= 2 {
+			if b.Cut[at+step].From <= p.match {
+				at += step
+			}
+		}
+		return uint32(b.Cut[at].Class)
+	}
+	class := search()
+	if b.Leaves > 0 {
+		key.Leaf = class
+		b, _ = get()
+		class = search()
+	}
+	return class
 }
 
 // plain reads the rules one by one.
-func plain(p wire.Policy, groups map[netip.Addr][]uint32, q packet) uint32 {
+func plain(p wire.Policy, groups map[member][]uint32, q packet) verdict {
 	for _, r := range p.Rules {
 		if r.Direction != q.direction || (r.Protocol != q.protocol && r.Protocol != 0) {
 			continue
@@ -130,27 +165,44 @@ func plain(p wire.Policy, groups map[netip.Addr][]uint32, q packet) uint32 {
 		peer := false
 		if r.PeerGroup == 0 {
 			peer = r.Peer.Contains(q.peer)
-		}
-		for _, g := range groups[q.peer] {
-			peer = peer || g == r.PeerGroup
-		}
-		if !peer {
-			continue
-		}
-		switch r.Protocol {
-		case 6, 17:
-			if q.match < r.PortMin || q.match > r.PortMax {
-				continue
+		} else {
+			for _, source := range r.Sources {
+				peer = peer || source.Contains(q.peer)
 			}
-		case 1:
-			if (r.ICMPType >= 0 && uint16(r.ICMPType) != q.match>>8) ||
-				(r.ICMPType >= 0 && r.ICMPCode >= 0 && uint16(r.ICMPCode) != q.match&0xff) {
-				continue
+			for _, g := range groups[member{q.scope, q.peer}] {
+				peer = peer || g == r.PeerGroup
 			}
 		}
-		return r.ID
+		if peer && (q.fragment && allPorts(r) || !q.fragment && matches(r, q.match)) {
+			return verdict{r.ID, r.Keep}
+		}
 	}
-	return 0
+	return verdict{}
+}
+
+type member struct {
+	scope uint32
+	peer  netip.Addr
+}
+
+func matches(r wire.Rule, match uint16) bool {
+	switch r.Protocol {
+	case 6, 17:
+		return r.PortMin <= match && match <= r.PortMax
+	case 1, 58:
+		return r.ICMPType < 0 || (uint16(r.ICMPType) == match>>8 && (r.ICMPCode < 0 || uint16(r.ICMPCode) == match&0xff))
+	}
+	return true
+}
+
+func allPorts(r wire.Rule) bool {
+	switch r.Protocol {
+	case 6, 17:
+		return r.PortMin <= 1 && r.PortMax == 65535
+	case 1, 58:
+		return r.ICMPType < 0
+	}
+	return true
 }
 
 var peers = []netip.Addr{
@@ -162,26 +214,39 @@ var prefixes = []netip.Prefix{
 	netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("192.0.2.1/32"),
 	netip.MustParsePrefix("192.0.2.77/25"), netip.MustParsePrefix("128.0.0.0/1"), netip.MustParsePrefix("::/0"),
 	netip.MustParsePrefix("2001:db8::/32"), netip.MustParsePrefix("2001:db8::/48"), netip.MustParsePrefix("::/64"),
+	netip.MustParsePrefix("::ffff:192.0.2.0/120"), netip.MustParsePrefix("2001:db8::1/128"),
 }
 
 func drawPolicy(t *rapid.T) wire.Policy {
 	p := wire.Policy{ID: 3}
 	ports := rapid.SampledFrom([]uint16{0, 1, 22, 80, 81, 443, 1023, 1024, 65534, 65535})
-	for i := range rapid.IntRange(0, 24).Draw(t, "rules") {
+	protocols := []uint8{6, 17, 1, 58, 50, 47, 132, 0}
+	if rapid.Bool().Draw(t, "mostly tcp") {
+		protocols = []uint8{6, 6, 6, 0}
+	}
+	many := rapid.Bool().Draw(t, "many ports")
+	if many {
+		ports = rapid.Uint16()
+	}
+	for i := range rapid.SampledFrom([]int{0, 1, 3, 24, 63, 64, 65, 200, 2 * wire.MaxRules}).Draw(t, "rules") {
 		r := wire.Rule{
-			ID: uint32(i + 1), Direction: wire.Direction(rapid.IntRange(0, 1).Draw(t, "direction")),
-			Protocol: rapid.SampledFrom([]uint8{6, 17, 1, 50, 0}).Draw(t, "protocol"), ICMPType: -1, ICMPCode: -1,
+			ID: uint32(i + 1), Direction: wire.Direction(i % 2), Keep: rapid.Bool().Draw(t, "keep"),
+			Protocol: rapid.SampledFrom(protocols).Draw(t, "protocol"), ICMPType: -1, ICMPCode: -1,
 		}
 		switch r.Protocol {
 		case 6, 17:
 			a, b := ports.Draw(t, "port"), ports.Draw(t, "port")
+			if many && b%4 > 0 {
+				b = a // overlapping wide ranges would leave little to judge
+			}
 			r.PortMin, r.PortMax = min(a, b), max(a, b)
-		case 1:
+		case 1, 58:
 			r.ICMPType = rapid.SampledFrom([]int16{-1, 0, 3, 8, 255}).Draw(t, "type")
 			r.ICMPCode = rapid.SampledFrom([]int16{-1, 0, 4, 255}).Draw(t, "code")
 		}
 		if rapid.Bool().Draw(t, "by group") {
 			r.PeerGroup = rapid.Uint32Range(5, 8).Draw(t, "group")
+			r.Sources = rapid.SliceOfN(rapid.SampledFrom(prefixes), 0, 2).Draw(t, "sources")
 		} else {
 			r.Peer = rapid.SampledFrom(prefixes).Draw(t, "prefix")
 		}
@@ -190,21 +255,35 @@ func drawPolicy(t *rapid.T) wire.Policy {
 	return p
 }
 
+// edges are the ports at which rules begin and end, and those beside them.
+func edges(t *rapid.T, p wire.Policy) []uint16 {
+	ports := []uint16{0, 1, 22, 79, 80, 82, 443, 1024, 65535, 8 << 8, 3<<8 | 4, 255<<8 | 255}
+	if len(p.Rules) > 0 {
+		for range 4 {
+			r := rapid.SampledFrom(p.Rules).Draw(t, "edge of")
+			ports = append(ports, r.PortMin-1, r.PortMin, r.PortMax, r.PortMax+1)
+		}
+	}
+	return ports
+}
+
 // For any rules, any members and any packet the bitmaps admit by the same rule
 // as a reading of the rules one by one, and find it again after a restart.
 func TestBitmapsAgreeWithTheRules(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		policy := drawPolicy(t)
 		items := []wire.Item{policy, wire.Port{ID: 1, MAC: [6]byte{2}, Policy: 3}}
-		groups := map[netip.Addr][]uint32{}
+		groups := map[member][]uint32{}
 		classes := [][]uint32{nil, {5}, {6}, {5, 7}, {5, 6, 7, 8}}
 		for i, c := range classes[1:] {
 			items = append(items, wire.Class{ID: uint32(i + 1), Groups: c})
 		}
 		for _, peer := range peers {
-			if i := rapid.IntRange(0, len(classes)-1).Draw(t, "class"); i > 0 {
-				items = append(items, wire.Member{Address: peer, Class: uint32(i)})
-				groups[peer] = classes[i]
+			for _, scope := range []uint32{0, 77} {
+				if i := rapid.IntRange(0, len(classes)-1).Draw(t, "class"); i > 0 {
+					items = append(items, wire.Member{Scope: scope, Address: peer, Class: uint32(i)})
+					groups[member{scope, peer}] = classes[i]
+				}
 			}
 		}
 		desired := tableOf(t, items...)
@@ -212,13 +291,14 @@ func TestBitmapsAgreeWithTheRules(t *testing.T) {
 		im := image(t, desired.View(), maps.NewImage())
 		value, _ := im.Get(maps.ID{Map: maps.PortCfg, Key: maps.Bytes(uint32(1))})
 		cfg := maps.As[bpf.PortCfg](value)
-		for _, peer := range peers {
-			for _, protocol := range []uint8{6, 17, 1} {
-				for _, match := range []uint16{0, 1, 22, 79, 80, 82, 443, 1024, 65535, 8 << 8, 3<<8 | 4, 255<<8 | 255} {
-					for _, d := range []wire.Direction{wire.Ingress, wire.Egress} {
-						q := packet{d, peer, protocol, match}
+		for _, match := range edges(t, policy) {
+			for _, peer := range peers {
+				q := packet{peer: peer, match: match}
+				for _, q.protocol = range []uint8{6, 17, 1, 58, 50, 4} {
+					for _, q.direction = range directions {
+						q.scope, q.fragment = uint32(match%2)*77, match%5 == 0
 						if got, want := judge(im, cfg.PolicyIn, q), plain(policy, groups, q); got != want {
-							t.Fatalf("%+v: rule %d, want %d", q, got, want)
+							t.Fatalf("%+v: rule %v, want %v", q, got, want)
 						}
 					}
 				}

@@ -45,7 +45,7 @@ type Builder struct {
 
 	compiled map[uint32]*compiled
 	taken    map[uint32]bool // policy ids of this host, of this round
-	rows     map[uint32]map[maps.ID]string
+	rows     byPolicy        // all there are, once asked for
 }
 
 // NewBuilder for a round. Raise names the ports whose generation must go up.
