@@ -15,6 +15,8 @@ var Aliases = map[string][]string{
 	"security-group":      {"sg"},
 	"anti-affinity-group": {"aag"},
 	"instance-pool":       {"pool"},
+	"private-network":     {"network", "privnet"},
+	"elastic-ip":          {"eip"},
 }
 
 // Operations is the API. The order is that of documents.
@@ -44,6 +46,14 @@ var Operations = []Operation{
 	do("delete-instance", "DELETE", "/instance/{id}", "delete an instance", "instance"),
 	ask[cloud.StartInstanceRequest]("start-instance", "PUT", "/instance/{id}:start", "start an instance", "instance").bodyFree(),
 	do("stop-instance", "PUT", "/instance/{id}:stop", "stop an instance", "instance"),
+	do("reboot-instance", "PUT", "/instance/{id}:reboot", "stop an instance and start it again", "instance"),
+	ask[cloud.UpdateInstanceRequest]("update-instance", "PUT", "/instance/{id}", "change an instance", "instance"),
+	do("reset-instance-field", "DELETE", "/instance/{id}/{field}", "clear a field of an instance", "instance").fields("labels"),
+	ask[cloud.ScaleInstanceRequest]("scale-instance", "PUT", "/instance/{id}:scale", "give a stopped instance another size", "instance"),
+	do("add-instance-protection", "PUT", "/instance/{id}:add-protection", "protect an instance from being deleted", "instance"),
+	do("remove-instance-protection", "PUT", "/instance/{id}:remove-protection", "let an instance be deleted again", "instance"),
+	read[cloud.InstancePassword]("reveal-instance-password", "/instance/{id}:password", "read the password of an instance, for a day after it was set"),
+	do("reset-instance-password", "PUT", "/instance/{id}:reset-password", "give an instance a new password", "instance"),
 
 	list[cloud.AntiAffinityGroupList]("/anti-affinity-group", "list the anti-affinity groups"),
 	ask[cloud.CreateAntiAffinityGroupRequest]("create-anti-affinity-group", "POST", "/anti-affinity-group", "create an anti-affinity group", "anti-affinity-group"),
@@ -59,6 +69,32 @@ var Operations = []Operation{
 	do("delete-rule-from-security-group", "DELETE", "/security-group/{id}/rules/{rule-id}", "remove a rule from a security group", "security-group"),
 	ask[cloud.InstanceRequest]("attach-instance-to-security-group", "PUT", "/security-group/{id}:attach", "put an instance into a security group", "security-group"),
 	ask[cloud.InstanceRequest]("detach-instance-from-security-group", "PUT", "/security-group/{id}:detach", "take an instance out of a security group", "security-group"),
+
+	list[cloud.PrivateNetworkList]("/private-network", "list the private networks"),
+	ask[cloud.CreatePrivateNetworkRequest]("create-private-network", "POST", "/private-network", "create a private network", "private-network"),
+	get[cloud.PrivateNetwork]("private-network", "read a private network"),
+	ask[cloud.UpdatePrivateNetworkRequest]("update-private-network", "PUT", "/private-network/{id}", "change a private network", "private-network"),
+	do("delete-private-network", "DELETE", "/private-network/{id}", "delete a private network", "private-network"),
+	do("reset-private-network-field", "DELETE", "/private-network/{id}/{field}", "clear a field of a private network", "private-network").fields("labels"),
+	ask[cloud.AttachToNetworkRequest]("attach-instance-to-private-network", "PUT", "/private-network/{id}:attach", "put an instance into a private network", "private-network"),
+	ask[cloud.InstanceRequest]("detach-instance-from-private-network", "PUT", "/private-network/{id}:detach", "take an instance out of a private network", "private-network"),
+	ask[cloud.UpdateNetworkIPRequest]("update-private-network-instance-ip", "PUT", "/private-network/{id}:update-ip", "change the address of an instance in a private network", "private-network"),
+
+	list[cloud.ElasticIPList]("/elastic-ip", "list the elastic IPs"),
+	ask[cloud.CreateElasticIPRequest]("create-elastic-ip", "POST", "/elastic-ip", "create an elastic IP", "elastic-ip"),
+	get[cloud.ElasticIP]("elastic-ip", "read an elastic IP"),
+	ask[cloud.UpdateElasticIPRequest]("update-elastic-ip", "PUT", "/elastic-ip/{id}", "change an elastic IP", "elastic-ip"),
+	do("delete-elastic-ip", "DELETE", "/elastic-ip/{id}", "give an elastic IP back", "elastic-ip"),
+	do("reset-elastic-ip-field", "DELETE", "/elastic-ip/{id}/{field}", "clear a field of an elastic IP", "elastic-ip").fields("description"),
+	ask[cloud.InstanceRequest]("attach-instance-to-elastic-ip", "PUT", "/elastic-ip/{id}:attach", "attach an elastic IP to an instance", "elastic-ip"),
+	ask[cloud.InstanceRequest]("detach-instance-from-elastic-ip", "PUT", "/elastic-ip/{id}:detach", "detach an elastic IP from an instance", "elastic-ip"),
+
+	read[cloud.ReverseDNSRecord]("get-reverse-dns-instance", "/reverse-dns/instance/{id}", "read the name of an instance's address").of("instance"),
+	ask[cloud.UpdateReverseDNSRequest]("update-reverse-dns-instance", "POST", "/reverse-dns/instance/{id}", "give an instance's address a name", "instance").of("instance"),
+	do("delete-reverse-dns-instance", "DELETE", "/reverse-dns/instance/{id}", "take the name of an instance's address away", "instance").of("instance"),
+	read[cloud.ReverseDNSRecord]("get-reverse-dns-elastic-ip", "/reverse-dns/elastic-ip/{id}", "read the name of an elastic IP").of("elastic-ip"),
+	ask[cloud.UpdateReverseDNSRequest]("update-reverse-dns-elastic-ip", "POST", "/reverse-dns/elastic-ip/{id}", "give an elastic IP a name", "elastic-ip").of("elastic-ip"),
+	do("delete-reverse-dns-elastic-ip", "DELETE", "/reverse-dns/elastic-ip/{id}", "take the name of an elastic IP away", "elastic-ip").of("elastic-ip"),
 
 	list[cloud.InstancePoolList]("/instance-pool", "list the instance pools"),
 	ask[cloud.CreateInstancePoolRequest]("create-instance-pool", "POST", "/instance-pool", "create an instance pool", "instance-pool"),
@@ -163,6 +199,12 @@ func ask[T any](id, method, path, summary, reference string) Operation {
 func (o Operation) unsigned() Operation { o.Unsigned = true; return o }
 
 func (o Operation) bodyFree() Operation { o.BodyFree = true; return o }
+
+// of says which noun the id in the path is of, where it is not the path's own.
+func (o Operation) of(noun string) Operation {
+	o.Params[0].Noun = noun
+	return o
+}
 
 // fields says which fields a reset operation takes.
 func (o Operation) fields(names ...string) Operation {

@@ -13,6 +13,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -74,7 +76,7 @@ func command() *cobra.Command {
 
 func initialise(f *folder) *cobra.Command {
 	var zone, organisation string
-	var instancePools, vipPools []string
+	pools := map[string]*[]string{}
 	cmd := &cobra.Command{
 		Use: "init", Short: "make the zone, its first organisation and that one's key, printed as JSON",
 		Args: cobra.NoArgs,
@@ -96,11 +98,10 @@ func initialise(f *folder) *cobra.Command {
 			}
 			var key store.APIKey
 			_, err = s.Init(cmd.Context(), zone, func(tx *store.Tx) (err error) {
-				if err := addPools(tx, store.AddressInstance, instancePools); err != nil {
-					return err
-				}
-				if err := addPools(tx, store.AddressVIP, vipPools); err != nil {
-					return err
+				for _, kind := range store.AddressKinds {
+					if err := addPools(tx, kind, *pools[kind]); err != nil {
+						return err
+					}
 				}
 				key, err = tenant.Found(tx, root, organisation)
 				return err
@@ -113,8 +114,15 @@ func initialise(f *folder) *cobra.Command {
 	}
 	cmd.Flags().StringVar(&zone, "zone", cloud.DefaultZone, "name of the zone")
 	cmd.Flags().StringVar(&organisation, "organization", "default", "name of the first organisation")
-	cmd.Flags().StringSliceVar(&instancePools, "instance-pool", nil, "prefix for instances' public addresses")
-	cmd.Flags().StringSliceVar(&vipPools, "vip-pool", nil, "prefix for load balancers' addresses")
+	for _, p := range []struct{ kind, flag, usage string }{
+		{store.AddressInstance, "instance-pool", "prefix for instances' public addresses"},
+		{store.AddressInstance6, "instance-pool6", "IPv6 prefix for instances' public addresses"},
+		{store.AddressVIP, "vip-pool", "prefix for load balancers' addresses"},
+		{store.AddressElastic, "elastic-pool", "prefix for elastic IPs"},
+		{store.AddressElastic6, "elastic6-pool", "IPv6 prefix for elastic IPs, each of which is a /96 of it"},
+	} {
+		pools[p.kind] = cmd.Flags().StringSlice(p.flag, nil, p.usage)
+	}
 	return cmd
 }
 
@@ -133,11 +141,11 @@ func addPools(tx *store.Tx, kind string, prefixes []string) error {
 
 func poolAdd(f *folder) *cobra.Command {
 	return &cobra.Command{
-		Use: "add instance|vip PREFIX...", Short: "add prefixes that addresses are taken from",
+		Use: "add " + strings.Join(store.AddressKinds, "|") + " PREFIX...", Short: "add prefixes that addresses are taken from",
 		Args: cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if args[0] != store.AddressInstance && args[0] != store.AddressVIP {
-				return fmt.Errorf("pool %q: expected %s or %s", args[0], store.AddressInstance, store.AddressVIP)
+			if !slices.Contains(store.AddressKinds, args[0]) {
+				return fmt.Errorf("pool %q: expected one of %v", args[0], store.AddressKinds)
 			}
 			s, err := f.open(cmd)
 			if err != nil {

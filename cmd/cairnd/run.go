@@ -23,13 +23,16 @@ import (
 	"cairn/controlplane/antiaffinity"
 	"cairn/controlplane/api"
 	"cairn/controlplane/dist"
+	"cairn/controlplane/elasticip"
 	"cairn/controlplane/hypervisor"
 	"cairn/controlplane/instance"
 	"cairn/controlplane/loadbalancer"
 	"cairn/controlplane/operation"
 	"cairn/controlplane/pki"
 	"cairn/controlplane/pool"
+	"cairn/controlplane/privatenetwork"
 	"cairn/controlplane/program"
+	"cairn/controlplane/reversedns"
 	"cairn/controlplane/securitygroup"
 	"cairn/controlplane/sshkey"
 	"cairn/controlplane/store"
@@ -103,8 +106,10 @@ func (d *daemon) run(cmd *cobra.Command) error {
 		return err
 	}
 
-	gate := operation.New(s, d.log, securitygroup.Noun)
+	gate := operation.New(s, d.log, securitygroup.Noun, privatenetwork.Noun)
 	instances := instance.New(s, gate)
+	elastics := elasticip.New(s, gate, d.log)
+	instances.Elastics, instances.Root = elastics, root
 	pools := pool.New(s, gate, instances)
 	worker := program.NewWorker(program.Config{Tasks: s.Tasks(), Owner: "cairnd", Done: pools.Done, Log: d.log})
 	gate.Register(loadbalancer.Nouns...)
@@ -114,12 +119,14 @@ func (d *daemon) run(cmd *cobra.Command) error {
 		return err
 	}
 	hypervisors := hypervisor.New(s, d.log)
-	hypervisors.Changed = balancers.HostsChanged
+	hypervisors.Changed = func(tx *store.Tx, found []store.Doc[store.HypervisorDoc]) error {
+		return errors.Join(balancers.HostsChanged(tx, found), elastics.HostsChanged(tx, found))
+	}
 	agents, err := dist.New(dist.Config{
 		Store: s, Settler: gate, Log: d.log, Ledger: filepath.Join(d.state, "ledger"),
 		Desk: &pki.Desk{Issuer: issuer, Registry: hypervisors.Registry(), Now: time.Now},
 		Events: hypervisor.Agents{Hypervisors: hypervisors, Reported: func(ctx context.Context, host string, reports []dist.Report) error {
-			return errors.Join(balancers.Reported(ctx, host, reports), instances.Report(ctx, host, reports))
+			return errors.Join(balancers.Reported(ctx, host, reports), elastics.Reported(ctx, host, reports), instances.Report(ctx, host, reports))
 		}},
 	})
 	if err != nil {
@@ -127,7 +134,8 @@ func (d *daemon) run(cmd *cobra.Command) error {
 	}
 	gate.Waiting, gate.Compacted = agents.Waiting, agents.Compact
 	handlers := api.Merge(api.Catalogue(zone.Name, d.publicURL), gate.Handlers(),
-		sshkey.Handlers(s, gate), antiaffinity.Handlers(s, gate), securitygroup.Handlers(s, gate), instances.Handlers(), pools.Handlers(), balancers.Handlers())
+		sshkey.Handlers(s, gate), antiaffinity.Handlers(s, gate), securitygroup.Handlers(s, gate), instances.Handlers(), pools.Handlers(), balancers.Handlers(),
+		privatenetwork.Handlers(s, gate), elastics.Handlers(), reversedns.Handlers(s, gate))
 	handler, err := api.New(api.Config{
 		Operations: served(handlers), Handlers: handlers, Keys: tenant.Keys{Store: s, Root: root},
 		Answers: gate, Waiter: gate, Audit: gate.Audit, Zone: zone.Name, PublicURL: d.publicURL, Logger: d.log,
@@ -142,6 +150,7 @@ func (d *daemon) run(cmd *cobra.Command) error {
 	group.Go(func() error { worker.Run(ctx); return nil })
 	group.Go(func() error { return agents.Run(ctx) })
 	group.Go(func() error { return balancers.Run(ctx) })
+	group.Go(func() error { return elastics.Run(ctx) })
 	if forAgents != nil {
 		group.Go(func() error { return agents.Serve(ctx, forAgents) })
 	}

@@ -4,12 +4,14 @@ package instance
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"cairn/cloud"
 	"cairn/controlplane/api"
 	"cairn/controlplane/fsm"
 	"cairn/controlplane/operation"
+	"cairn/controlplane/privatenetwork"
 	"cairn/controlplane/securitygroup"
 	"cairn/controlplane/store"
 )
@@ -62,10 +64,15 @@ func hostOf(tx *store.Tx, d Doc) (string, error) {
 	return h.Body.Name, err
 }
 
-// moved tells the manager of members.
+// moved tells the manager of members, and who moves their elastic IPs.
 func (i *Instances) moved(tx *store.Tx, op cloud.ID, why string, d ...Doc) error {
 	var members []Doc
 	for _, one := range d {
+		if i.Elastics != nil && len(one.Body.ElasticIPs) > 0 {
+			if err := i.Elastics.Moved(tx, op, one); err != nil {
+				return err
+			}
+		}
 		if one.Body.Pool != "" {
 			members = append(members, one)
 		}
@@ -83,6 +90,9 @@ func (i *Instances) delete(ctx context.Context, c api.Call) (any, error) {
 		d, err := Find(tx, c.Org, c.ID("id"))
 		if err != nil {
 			return operation.Plan{}, err
+		}
+		if d.Body.Protected {
+			return operation.Plan{}, cloud.Forbiddenf("Operation delete-instance on resource %s is forbidden - reason: manual instance protection", d.ID)
 		}
 		plan := operation.Plan{Subject: d.Ref()}
 		if state(d) == destroying {
@@ -127,6 +137,11 @@ func (i *Instances) Destroy(tx *store.Tx, op cloud.ID, leaving ...*Doc) ([]store
 		}
 		d.Body.State = cloud.InstanceState(r.State)
 		d.Generation++
+		if i.Elastics != nil {
+			if err := i.Elastics.LeaveAll(tx, op, d); err != nil {
+				return nil, err
+			}
+		}
 		if err := store.Put(tx, op, *d); err != nil {
 			return nil, err
 		}
@@ -147,10 +162,7 @@ func (i *Instances) Remove(tx *store.Tx, op cloud.ID, leaving ...Doc) error {
 		if err := tx.Delete(op, d.Ref()); err != nil {
 			return err
 		}
-		if err := tx.Free(store.NumberPort, string(d.ID)); err != nil {
-			return err
-		}
-		if err := tx.FreeAddress(store.AddressInstance, string(d.ID)); err != nil {
+		if err := release(tx, d); err != nil {
 			return err
 		}
 		if _, err := securitygroup.Leave(tx, d.Body.SecurityGroups); err != nil {
@@ -160,4 +172,15 @@ func (i *Instances) Remove(tx *store.Tx, op cloud.ID, leaving ...Doc) error {
 		gone = append(gone, d)
 	}
 	return i.moved(tx, op, "", gone...)
+}
+
+// release gives back the numbers and addresses of an instance that is gone.
+func release(tx *store.Tx, d Doc) error {
+	owner := string(d.ID)
+	err := errors.Join(tx.Free(store.NumberPort, owner), tx.FreeAddress(store.AddressInstance, owner),
+		tx.FreeAddress(store.AddressInstance6, owner))
+	for _, a := range d.Body.Networks {
+		err = errors.Join(err, privatenetwork.Leave(tx, a.Network, d.ID, &d.Body))
+	}
+	return err
 }

@@ -3,17 +3,21 @@
 package instance
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"cairn/cloud"
 	"cairn/cloud/place"
 	"cairn/controlplane/antiaffinity"
 	"cairn/controlplane/api"
+	"cairn/controlplane/elasticip"
 	"cairn/controlplane/operation"
+	"cairn/controlplane/privatenetwork"
 	"cairn/controlplane/securitygroup"
 	"cairn/controlplane/sshkey"
 	"cairn/controlplane/store"
@@ -32,6 +36,12 @@ type Order struct {
 	groups  []cloud.Ref // security groups, at least one
 	apart   []place.Group
 	data    []byte
+	public  cloud.PublicIPAssignment
+	known   []string // the keys in authorized_keys form
+
+	networks []privatenetwork.Doc
+	elastics []store.Doc[store.ElasticIPDoc]
+	joiner   Elastics
 }
 
 // Check looks up what a request names. A refusal names every fault.
@@ -51,6 +61,13 @@ func (o *Order) lookUp(tx *store.Tx) (faults []cloud.FieldError, err error) {
 	}
 	if o.image, known = cloud.FindImage(r.Template.ID); !known {
 		faults = append(faults, cloud.Fault("template.id", "expected a template, there is no %s", r.Template.ID))
+	}
+	o.public = cmp.Or(r.PublicIPAssignment, cloud.PublicIPInet4)
+	if r.IPv6Enabled && r.PublicIPAssignment == "" {
+		o.public = cloud.PublicIPDual // the older way of saying it
+	}
+	if r.IPv6Enabled && o.public != cloud.PublicIPDual {
+		faults = append(faults, cloud.Fault("ipv6-enabled", "expected false: public-ip-assignment is %s", o.public))
 	}
 	if o.data, err = base64.StdEncoding.DecodeString(r.UserData); err != nil {
 		return nil, fmt.Errorf("user-data: %w", err) // it was validated
@@ -73,14 +90,11 @@ func unsupported(r cloud.CreateInstanceRequest) (faults []cloud.FieldError) {
 		field string
 	}{
 		{r.SecurebootEnabled, "secureboot-enabled"}, {r.TPMEnabled, "tpm-enabled"},
-		{r.ConsistentSnapshot, "application-consistent-snapshot-enabled"}, {r.IPv6Enabled, "ipv6-enabled"},
+		{r.ConsistentSnapshot, "application-consistent-snapshot-enabled"},
 	} {
 		if one.asked {
 			faults = append(faults, cloud.Fault(one.field, "expected false: the template does not support it"))
 		}
-	}
-	if a := r.PublicIPAssignment; a != "" && a != cloud.PublicIPInet4 {
-		faults = append(faults, cloud.Fault("public-ip-assignment", "expected inet4: the zone has no other public addresses"))
 	}
 	if r.DeployTarget != nil {
 		faults = append(faults, cloud.Fault("deploy-target", "expected none: the zone has no deploy targets"))
@@ -98,7 +112,8 @@ func (o *Order) lookUpKeys(tx *store.Tx) (faults []cloud.FieldError, err error) 
 		o.keys, names = slices.Insert(o.keys, 0, *k), slices.Insert(names, 0, "ssh-key.name")
 	}
 	for n, k := range o.keys {
-		_, err := sshkey.Named(tx, o.Org, k.Name)
+		d, err := sshkey.Named(tx, o.Org, k.Name)
+		o.known = append(o.known, d.Body.PublicKey)
 		if faults, err = missing(faults, err, names[n], "an SSH key", k.Name); err != nil {
 			return nil, err
 		}
@@ -147,33 +162,104 @@ func (o *Order) lookUpApart(tx *store.Tx) (faults []cloud.FieldError, err error)
 	return faults, nil
 }
 
+// Into puts the instances of an order into private networks, and attaches elastic
+// IPs to them. A refusal names every fault.
+func (i *Instances) Into(tx *store.Tx, o *Order, networks, elastics []cloud.Ref) error {
+	o.joiner = i.Elastics
+	var faults []cloud.FieldError
+	for n, ref := range networks {
+		d, err := privatenetwork.Find(tx, o.Org, ref.ID)
+		faults, err = missing(faults, err, fmt.Sprintf("private-networks[%d].id", n), "a private network", string(ref.ID))
+		if err != nil {
+			return err
+		}
+		o.networks = append(o.networks, d)
+	}
+	for n, ref := range elastics {
+		d, err := elasticip.Find(tx, o.Org, ref.ID)
+		faults, err = missing(faults, err, fmt.Sprintf("elastic-ips[%d].id", n), "an elastic IP", string(ref.ID))
+		if err != nil {
+			return err
+		}
+		o.elastics = append(o.elastics, d)
+	}
+	if len(elastics) > 0 && o.public == cloud.PublicIPNone {
+		faults = append(faults, cloud.Fault("elastic-ips", "expected none without a public interface"))
+	}
+	if len(faults) > 0 {
+		return cloud.InvalidFields(faults)
+	}
+	return nil
+}
+
 // Make stores an instance of an order on a hypervisor, with the numbers and the
-// address that it takes. An exhausted address pool is a refusal that names it.
+// addresses that it takes. An exhausted address pool is a refusal that names it.
 func Make(tx *store.Tx, op, id cloud.ID, name string, o Order, at store.HypervisorDoc) (Doc, error) {
-	owner := string(id)
-	address, err := tx.AllocateAddress(store.AddressInstance, owner)
-	if err != nil {
-		return Doc{}, err
-	}
-	port, err := tx.Allocate(store.NumberPort, owner)
-	if err != nil {
-		return Doc{}, err
-	}
 	class, err := securitygroup.Enter(tx, o.groups)
 	if err != nil {
 		return Doc{}, err
 	}
 	d := Doc{ID: id, Org: o.Org, Generation: 1, Body: store.InstanceDoc{
-		Hypervisor: at.ID, HostNumber: at.Number, Port: port, Class: class, Pool: o.Pool, Address: address,
-		MAC: mac(port), Driver: o.image.Driver, Command: o.image.Command, UserDataRaw: o.data,
+		Hypervisor: at.ID, HostNumber: at.Number, Class: class, Pool: o.Pool,
+		Driver: o.image.Driver, Command: o.image.Command, UserDataRaw: o.data, Keys: o.known,
 		Wanted: store.WantedRunning,
 	}}
 	if s := o.request.AutoStart; s != nil && !*s {
 		d.Body.Wanted = store.WantedStopped
 	}
 	d.Body.Instance = o.shown(id, name)
-	d.Body.PublicIP, d.Body.MACAddress, d.Body.CreatedAt = address, d.Body.MAC, tx.Now().UTC()
-	return d, store.Put(tx, op, d)
+	d.Body.CreatedAt = tx.Now().UTC()
+	if err := o.open(tx, &d); err != nil {
+		return Doc{}, err
+	}
+	for _, n := range o.networks {
+		if err := privatenetwork.Join(tx, n, id, &d.Body, netip.Addr{}, nil); err != nil {
+			return Doc{}, err
+		}
+	}
+	if err := store.Put(tx, op, d); err != nil {
+		return d, err
+	}
+	for _, e := range o.elastics {
+		// As it stands by now: another member may have been attached in this transaction.
+		now, err := elasticip.Find(tx, o.Org, e.ID)
+		if err != nil {
+			return d, err
+		}
+		if err := o.joiner.Join(tx, op, now, &d); err != nil {
+			return d, err
+		}
+	}
+	return d, nil
+}
+
+// open gives an instance its public interface and addresses, if it is to have
+// them.
+func (o *Order) open(tx *store.Tx, d *Doc) (err error) {
+	if o.public == cloud.PublicIPNone {
+		return nil
+	}
+	b, owner := &d.Body, string(d.ID)
+	if b.Address, err = tx.AllocateAddress(store.AddressInstance, owner); err != nil {
+		return err
+	}
+	if b.Port, err = tx.Allocate(store.NumberPort, owner); err != nil {
+		return err
+	}
+	b.MAC = privatenetwork.MAC(b.Port)
+	b.PublicIP, b.MACAddress = b.Address, b.MAC
+	if o.public == cloud.PublicIPDual {
+		return dual(tx, d)
+	}
+	return nil
+}
+
+// dual gives an instance an IPv6 address.
+func dual(tx *store.Tx, d *Doc) (err error) {
+	b := &d.Body
+	b.Address6, err = tx.AllocateAddress(store.AddressInstance6, string(d.ID))
+	b.IPv6Address, b.PublicIPAssignment = b.Address6, cloud.PublicIPDual
+	return err
 }
 
 // shown is what the customer sees of an instance, but what the zone gives it.
@@ -182,7 +268,7 @@ func (o *Order) shown(id cloud.ID, name string) cloud.Instance {
 	i := cloud.Instance{
 		ID: id, Name: name, State: cloud.InstanceState(machine.Initial),
 		InstanceType: cloud.Ref{ID: o.size.ID}, Template: cloud.Ref{ID: o.image.ID}, DiskSize: r.DiskSize,
-		UserData: r.UserData, Labels: r.Labels, PublicIPAssignment: cloud.PublicIPInet4,
+		UserData: r.UserData, Labels: r.Labels, PublicIPAssignment: o.public,
 		SSHKeys: append([]cloud.SSHKeyRef{}, o.keys...), SecurityGroups: o.groups, AntiAffinityGroups: []cloud.Ref{},
 		PrivateNetworks: []cloud.InstanceNetwork{}, ElasticIPs: []cloud.Ref{}, Snapshots: []cloud.Ref{},
 	}
@@ -196,11 +282,6 @@ func (o *Order) shown(id cloud.ID, name string) cloud.Instance {
 		i.Manager = &cloud.Manager{ID: o.Pool, Type: cloud.ManagerInstancePool}
 	}
 	return i
-}
-
-// mac of a port: locally administered, and as unique in the zone as the number.
-func mac(port uint32) string {
-	return fmt.Sprintf("02:ca:%02x:%02x:%02x:%02x", byte(port>>24), byte(port>>16), byte(port>>8), byte(port))
 }
 
 func (i *Instances) create(ctx context.Context, c api.Call) (any, error) {

@@ -43,9 +43,22 @@ type Manager interface {
 	Busy(tx *store.Tx, member Doc) (cloud.ID, error)
 }
 
-// Instances keeps instances in a store. Manager is set before it is used.
+// Elastics moves the elastic IPs of instances.
+type Elastics interface {
+	// Moved is told that an instance was stored for op, which may be empty.
+	Moved(tx *store.Tx, op cloud.ID, i Doc) error
+	// LeaveAll detaches what is attached to an instance that goes.
+	LeaveAll(tx *store.Tx, op cloud.ID, i *Doc) error
+	// Join attaches an elastic IP to an instance, and stores both.
+	Join(tx *store.Tx, op cloud.ID, e store.Doc[store.ElasticIPDoc], i *Doc) error
+}
+
+// Instances keeps instances in a store. What is exported is set before it is
+// used.
 type Instances struct {
-	Manager Manager
+	Manager  Manager
+	Elastics Elastics       // may be nil: then there are no elastic IPs
+	Root     *store.RootKey // seals passwords; may be nil: then there are none
 
 	store *store.Store
 	gate  *operation.Gate
@@ -67,6 +80,15 @@ func (i *Instances) Handlers() api.Handlers {
 		"delete-instance": i.delete,
 		"start-instance":  i.start,
 		"stop-instance":   i.stop,
+		"reboot-instance": i.reboot,
+
+		"update-instance":            i.update,
+		"reset-instance-field":       i.reset,
+		"scale-instance":             i.scale,
+		"add-instance-protection":    i.protect(true),
+		"remove-instance-protection": i.protect(false),
+		"reveal-instance-password":   i.revealPassword,
+		"reset-instance-password":    i.resetPassword,
 	}
 }
 
@@ -81,11 +103,20 @@ func Find(tx *store.Tx, org, id cloud.ID) (Doc, error) {
 
 func state(d Doc) fsm.State { return fsm.State(d.Body.State) }
 
+// shown is an instance as its owner sees it.
+func shown(d Doc) cloud.Instance {
+	answer := d.Body.Instance
+	if state(d) == rebooting {
+		answer.State = cloud.InstanceStopping
+	}
+	return answer
+}
+
 func (i *Instances) get(ctx context.Context, c api.Call) (any, error) {
 	var answer cloud.Instance
 	err := i.store.Read(ctx, func(tx *store.Tx) error {
 		d, err := Find(tx, c.Org, c.ID("id"))
-		answer = d.Body.Instance
+		answer = shown(d)
 		return err
 	})
 	return answer, err
@@ -100,8 +131,8 @@ func (i *Instances) list(ctx context.Context, c api.Call) (any, error) {
 	err = i.store.Read(ctx, func(tx *store.Tx) error {
 		docs, err := store.List[store.InstanceDoc](tx, c.Org)
 		for _, d := range docs {
-			if wanted.fits(&d.Body.Instance) {
-				answer.Instances = append(answer.Instances, d.Body.Row())
+			if one := shown(d); wanted.fits(&one) {
+				answer.Instances = append(answer.Instances, one.Row())
 			}
 		}
 		return err
@@ -151,12 +182,13 @@ func (f filter) fits(i *cloud.Instance) bool {
 		}
 	}
 	return (f.manager == "" || f.manager == m.ID) && (f.managerType == "" || f.managerType == m.Type) &&
-		(!f.address.IsValid() || f.address == i.PublicIP)
+		(!f.address.IsValid() || f.address == i.PublicIP || f.address == i.IPv6Address)
 }
 
 // commands that a pending operation on a starting or stopping instance may have.
 var bringing = map[fsm.State][]string{
-	starting: {"create-instance", "start-instance"}, stopping: {"stop-instance"}, destroying: {"delete-instance"},
+	starting: {"create-instance", "start-instance", "reboot-instance"}, stopping: {"stop-instance"},
+	rebooting: {"reboot-instance"}, destroying: {"delete-instance"},
 }
 
 // UnderWay finds the operation that does to an instance what is asked for once

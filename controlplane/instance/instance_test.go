@@ -86,11 +86,11 @@ func TestEveryFaultOfARequest(t *testing.T) {
 	no := cloud.NewID()
 	r := &cloud.CreateInstanceRequest{
 		InstanceType: cloud.Ref{ID: no}, Template: cloud.Ref{ID: no}, DiskSize: 10, SSHKeys: []cloud.SSHKeyRef{{Name: "nobody"}},
-		SecurityGroups: []cloud.Ref{{ID: no}}, AntiAffinityGroups: []cloud.Ref{{ID: no}}, PublicIPAssignment: cloud.PublicIPDual,
+		SecurityGroups: []cloud.Ref{{ID: no}}, AntiAffinityGroups: []cloud.Ref{{ID: no}}, PublicIPAssignment: cloud.PublicIPNone, IPv6Enabled: true,
 		TPMEnabled: true, SecurebootEnabled: true, DeployTarget: &cloud.Ref{ID: no},
 	}
 	for _, field := range []string{"instance-type.id", "template.id", "ssh-keys[0].name", "security-groups[0].id",
-		"anti-affinity-groups[0].id", "public-ip-assignment", "tpm-enabled", "secureboot-enabled", "deploy-target"} {
+		"anti-affinity-groups[0].id", "ipv6-enabled", "tpm-enabled", "secureboot-enabled", "deploy-target"} {
 		b.refused(cloud.Invalid, field+": expected", "create-instance", r)
 	}
 	if left := b.held(); len(left) > 0 {

@@ -3,10 +3,12 @@
 package instance
 
 import (
+	"net/netip"
 	"slices"
 
 	"cairn/cloud"
 	"cairn/cloud/wire"
+	"cairn/controlplane/privatenetwork"
 	"cairn/controlplane/replica"
 	"cairn/controlplane/securitygroup"
 	"cairn/controlplane/store"
@@ -19,17 +21,25 @@ import (
 // set of groups loses its policy, and may lose whoever is in the groups that
 // the policy's rules name.
 func losses(tx *store.Tx, leaving []*Doc) ([]store.Intent, error) {
-	l := loss{tx: tx, leaving: map[cloud.ID]bool{}, policies: map[uint32]bool{}, classes: map[uint32]bool{}, members: map[cloud.ID]bool{}}
+	l := loss{tx: tx, leaving: map[cloud.ID]bool{}, policies: map[uint32]bool{}, classes: map[uint32]bool{}, members: map[cloud.ID]int{}}
 	for _, d := range leaving {
 		l.leaving[d.ID] = true
 	}
-	placed := 0
+	placed, ports, announcements := 0, 0, 0
+	in := map[cloud.ID][]Doc{} // by private network
 	for _, d := range leaving {
 		if !replica.Placed(d.Body) {
 			continue
 		}
 		placed++
-		l.members[d.ID] = true
+		if d.Body.Port != 0 {
+			ports++
+			announcements += public(d.Body)
+		}
+		l.members[d.ID] = addresses(d.Body)
+		for _, a := range d.Body.Networks {
+			in[a.Network] = append(in[a.Network], *d)
+		}
 		if err := l.class(*d); err != nil {
 			return nil, err
 		}
@@ -37,9 +47,20 @@ func losses(tx *store.Tx, leaving []*Doc) ([]store.Intent, error) {
 	if placed == 0 {
 		return nil, nil
 	}
+	members := 0
+	for _, n := range l.members {
+		members += n
+	}
 	intents := []store.Intent{
-		{Class: wire.KindInstance.String(), Count: placed}, {Class: wire.KindPort.String(), Count: placed},
-		{Class: wire.KindAnnouncement.String(), Count: placed}, {Class: wire.KindMember.String(), Count: len(l.members)},
+		{Class: wire.KindInstance.String(), Count: placed}, {Class: wire.KindPort.String(), Count: ports},
+		{Class: wire.KindAnnouncement.String(), Count: announcements}, {Class: wire.KindMember.String(), Count: members},
+	}
+	for network, docs := range in {
+		more, err := privatenetwork.Losses(tx, network, docs...)
+		if err != nil {
+			return nil, err
+		}
+		intents = append(intents, more...)
 	}
 	if len(l.policies) > 0 {
 		intents = append(intents, store.Intent{Class: wire.KindPolicy.String(), Count: len(l.policies)})
@@ -47,15 +68,34 @@ func losses(tx *store.Tx, leaving []*Doc) ([]store.Intent, error) {
 	if len(l.classes) > 0 {
 		intents = append(intents, store.Intent{Class: wire.KindClass.String(), Count: len(l.classes)})
 	}
-	return intents, nil
+	return slices.DeleteFunc(intents, func(i store.Intent) bool { return i.Count == 0 }), nil
+}
+
+// public counts the public addresses of an instance, addresses all those by which
+// groups may know it.
+func public(d store.InstanceDoc) (n int) {
+	for _, a := range []netip.Addr{d.Address, d.Address6} {
+		if a.IsValid() {
+			n++
+		}
+	}
+	return n
+}
+
+func addresses(d store.InstanceDoc) int {
+	n := public(d)
+	for _, a := range d.Networks {
+		n += len(replica.Hosts(a))
+	}
+	return n
 }
 
 type loss struct {
 	tx       *store.Tx
 	leaving  map[cloud.ID]bool
-	policies map[uint32]bool   // that leave a host
-	classes  map[uint32]bool   // that may leave one
-	members  map[cloud.ID]bool // the same
+	policies map[uint32]bool  // that leave a host
+	classes  map[uint32]bool  // that may leave one
+	members  map[cloud.ID]int // the same, with the number of their addresses
 }
 
 // class looks at what becomes of the class of an instance that leaves.
@@ -110,7 +150,7 @@ func (l *loss) peers(org, group cloud.ID) error {
 			if err != nil {
 				return err
 			}
-			l.members[id], l.classes[d.Body.Class] = true, true
+			l.members[id], l.classes[d.Body.Class] = addresses(d.Body), true
 		}
 	}
 	return nil

@@ -103,3 +103,25 @@ func (o *Order) roomInGroups(instances []Doc, n int) error {
 	}
 	return nil
 }
+
+// room says whether an instance's host has room for it at another size; an error
+// that is place.ErrUnavailable says that it has none.
+func room(tx *store.Tx, d Doc, size cloud.InstanceType) error {
+	h, err := store.Get[store.HypervisorDoc](tx, "", d.Body.Hypervisor)
+	if err != nil {
+		return err
+	}
+	instances, err := store.List[store.InstanceDoc](tx, "")
+	if err != nil {
+		return err
+	}
+	c := candidate(h.Body)
+	for _, other := range instances {
+		if other.Body.Hypervisor == h.ID && other.ID != d.ID {
+			has, _ := cloud.FindInstanceType(other.Body.InstanceType.ID)
+			settle(&c, has, nil, false)
+		}
+	}
+	_, err = place.Place(place.Request{CPUs: size.CPUs, Memory: size.Memory, Driver: d.Body.Driver}, []place.Candidate{c})
+	return err
+}

@@ -119,13 +119,20 @@ func (i *Instances) take(tx *store.Tx, host string, reports []dist.Report) error
 			why = fmt.Sprintf("%s: instance %s: %s", host, s.d.ID, s.why)
 			end, reason = cloud.OperationFailure, cloud.ReasonFault
 		}
+		halfway := state(s.d) == rebooting && s.to == starting
 		for _, id := range ops {
-			op = id
+			if op = id; halfway {
+				continue
+			}
 			if err := i.gate.Finish(tx, id, end, reason, why); err != nil {
 				return err
 			}
 		}
 		s.d.Body.State = cloud.InstanceState(s.to)
+		if halfway {
+			s.d.Body.Wanted = store.WantedRunning
+			s.d.Generation++
+		}
 		if err := store.Put(tx, op, s.d); err != nil {
 			return err
 		}
@@ -136,12 +143,21 @@ func (i *Instances) take(tx *store.Tx, host string, reports []dist.Report) error
 	return nil
 }
 
-// waiting lists the operations that wait for an instance's present generation.
+// final is the generation that operations on an instance wait for: its present
+// one or, half-way through a reboot, the one that is to follow.
+func final(d Doc) uint64 {
+	if state(d) == rebooting {
+		return d.Generation + 1
+	}
+	return d.Generation
+}
+
+// waiting lists the operations that wait for an instance as it is wanted now.
 func waiting(tx *store.Tx, d Doc) ([]cloud.ID, error) {
 	pending, err := tx.Pending(d.Ref())
 	var ids []cloud.ID
 	for _, op := range pending {
-		if op.Generation == d.Generation {
+		if op.Generation == final(d) {
 			ids = append(ids, op.ID)
 		}
 	}
@@ -151,11 +167,17 @@ func waiting(tx *store.Tx, d Doc) ([]cloud.ID, error) {
 // settle hears of the operations on instances from the gate: that a removal is
 // acknowledged, that a host has refused, that time is over.
 func (i *Instances) settle(tx *store.Tx, op store.Operation, e fsm.Event, o operation.Outcome) error {
+	if op.Generation == 0 { // a change of what hosts know of it, and not of what it is wanted to be
+		if e == operation.Acked {
+			return i.gate.Finish(tx, op.ID, cloud.OperationSuccess, "", o.Message)
+		}
+		return nil
+	}
 	d, err := store.Get[store.InstanceDoc](tx, "", op.Subject.ID)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		return nil
-	case err != nil || d.Generation != op.Generation:
+	case err != nil || final(d) != op.Generation:
 		return err
 	}
 	if e == operation.Acked && state(d) == destroying {

@@ -49,7 +49,7 @@ func (p *Pools) update(ctx context.Context, c api.Call) (any, error) {
 		// Everything named must be there, keys too: to orderOf it is a new pool.
 		fresh := d
 		fresh.Revision = 0
-		if _, err := orderOf(tx, fresh); err != nil {
+		if _, err := p.orderOf(tx, fresh); err != nil {
 			return plan, err
 		}
 		return plan, store.Put(tx, op, d)

@@ -35,7 +35,7 @@ func (p *Pools) create(ctx context.Context, c api.Call) (any, error) {
 // for all, an operation that fails and changes nothing.
 func (p *Pools) grow(tx *store.Tx, op cloud.ID, d Doc, n int) (operation.Plan, error) {
 	plan := operation.Plan{Subject: d.Ref(), Generation: d.Generation}
-	order, err := orderOf(tx, d)
+	order, err := p.orderOf(tx, d)
 	if err != nil {
 		return plan, err
 	}
@@ -65,11 +65,8 @@ func (p *Pools) grow(tx *store.Tx, op cloud.ID, d Doc, n int) (operation.Plan, e
 
 // orderOf is what new members are made from. Keys that were deleted since the
 // pool was told of them are left out.
-func orderOf(tx *store.Tx, d Doc) (instance.Order, error) {
+func (p *Pools) orderOf(tx *store.Tx, d Doc) (instance.Order, error) {
 	b := d.Body
-	if faults := unsupported(b.InstancePool); len(faults) > 0 {
-		return instance.Order{}, cloud.InvalidFields(faults)
-	}
 	r := cloud.CreateInstanceRequest{
 		InstanceType: b.InstanceType, Template: b.Template, DiskSize: b.DiskSize, SSHKey: b.SSHKey, SSHKeys: slices.Clone(b.SSHKeys),
 		UserData: b.UserData, SecurityGroups: b.SecurityGroups, AntiAffinityGroups: b.AntiAffinityGroups,
@@ -85,16 +82,10 @@ func orderOf(tx *store.Tx, d Doc) (instance.Order, error) {
 	}
 	order, err := instance.Check(tx, d.Org, r)
 	order.Pool = d.ID
-	return order, err
-}
-
-func unsupported(b cloud.InstancePool) (faults []cloud.FieldError) {
-	for field, refs := range map[string][]cloud.Ref{"private-networks": b.PrivateNetworks, "elastic-ips": b.ElasticIPs} {
-		for n, r := range refs {
-			faults = append(faults, cloud.Fault(fmt.Sprintf("%s[%d].id", field, n), "expected one of yours, there is no %s", r.ID))
-		}
+	if err == nil {
+		err = p.instances.Into(tx, &order, b.PrivateNetworks, b.ElasticIPs)
 	}
-	return faults
+	return order, err
 }
 
 // name of a new member: the pool's prefix, the start of the pool's id, and

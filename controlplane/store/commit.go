@@ -60,8 +60,10 @@ func WithDeath(n uint64) Option { return func(s *Store) { s.aid.death = n } }
 
 // committed counts a commit, and tells those who wait for changes; ErrDead if
 // there is nobody to tell them.
-func (s *Store) committed() error {
+func (s *Store) committed(rev Revision) (point, error) {
 	n := s.commits.Add(1)
+	at := point{n, rev}
+	s.disk.wrote(at)
 	if s.aid.count != "" {
 		if err := s.aid.note(n); err != nil {
 			s.log.Error("write the number of commits", "error", err)
@@ -73,10 +75,10 @@ func (s *Store) committed() error {
 	}
 	if n == s.aid.death {
 		s.dead.Store(true)
-		return ErrDead
+		return at, ErrDead
 	}
 	s.hints.tell()
-	return nil
+	return at, nil
 }
 
 // hints tells subscribers that something was committed.

@@ -66,6 +66,7 @@ type Store struct {
 	zone   Zone // read once, after Init or at Open
 
 	commits  atomic.Uint64
+	disk     disk
 	dead     atomic.Bool // plays dead, in tests
 	aid      crashAid
 	patience time.Duration // for the writer
@@ -85,6 +86,7 @@ func WithLog(log *slog.Logger) Option { return func(s *Store) { s.log = log } }
 // "postgres://" URL, or the path of an SQLite file, which is made if missing.
 func Open(ctx context.Context, dsn string, options ...Option) (*Store, error) {
 	s := &Store{clock: time.Now, log: slog.Default(), aid: crashAidFromEnv(), patience: waitForWriter}
+	s.disk.flush = flushFile
 	for _, o := range options {
 		o(s)
 	}
@@ -94,6 +96,10 @@ func Open(ctx context.Context, dsn string, options ...Option) (*Store, error) {
 	if err := migrate(ctx, s.dialect, s.writer); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("open store: migrate: %w", err)
+	}
+	if err := s.disk.keep(point{commits: 1}); err != nil {
+		s.Close()
+		return nil, fmt.Errorf("open store: %w", err)
 	}
 	if _, err := s.Zone(ctx); err != nil && !errors.Is(err, ErrNoZone) {
 		s.Close()
@@ -133,7 +139,7 @@ func (s *Store) Read(ctx context.Context, fn func(*Tx) error) error {
 // Resources are held back in the transaction and written last, after the
 // revision they carry was taken; reads inside fn see them all the same. The
 // revision is zero if no resource changed. An error of fn is returned as it
-// is.
+// is. What was written survives the loss of power, unless fn said Redoable.
 //
 // fn may be called more than once, when another replica wrote in between: it
 // must do nothing but read and write through the transaction. It must not call
@@ -190,8 +196,15 @@ func (s *Store) writeOnce(ctx context.Context, fn func(*Tx) error) (Revision, er
 	if err := t.Commit(); err != nil {
 		return 0, fmt.Errorf("commit: %w", s.dialect.classify(err))
 	}
-	if err := s.committed(); err != nil {
+	at, err := s.committed(rev)
+	if err != nil {
 		return 0, err
+	}
+	conn.Close() // the next one writes while this one waits for the disk
+	if !tx.redoable {
+		if err := s.disk.keep(at); err != nil {
+			return 0, err
+		}
 	}
 	for _, fn := range tx.after {
 		fn()

@@ -164,7 +164,7 @@ type Change struct {
 }
 
 // Changes reads the change log after a revision, in order, at most limit
-// entries but never half a commit. ErrCompacted if what comes next is gone.
+// entries, and then the rest of the last commit. ErrCompacted if what comes next is gone.
 // Slot tables and intents have no entries of their own: they are written with
 // a change of their service, or under the operation of the change.
 func (tx *Tx) Changes(after Revision, limit int) ([]Change, error) {
@@ -176,10 +176,14 @@ func (tx *Tx) Changes(after Revision, limit int) ([]Change, error) {
 		return nil, ErrCompacted
 	}
 	all, err := query(tx, scanChange, `SELECT revision, seq, kind, id, deleted, operation, org FROM change
-		WHERE revision > $1 AND revision <= COALESCE(
-			(SELECT MAX(revision) FROM (SELECT revision FROM change WHERE revision > $2
-				ORDER BY revision, seq LIMIT $3) AS page), 0)
-		ORDER BY revision, seq`, after, after, limit)
+		WHERE revision > $1 ORDER BY revision, seq LIMIT $2`, after, limit)
+	if err == nil && len(all) == limit {
+		var rest []Change // of the last commit
+		last := all[len(all)-1]
+		rest, err = query(tx, scanChange, `SELECT revision, seq, kind, id, deleted, operation, org FROM change
+			WHERE revision = $1 AND seq > $2 ORDER BY seq`, last.Revision, last.Seq)
+		all = append(all, rest...)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("changes after %d: %w", after, err)
 	}

@@ -143,7 +143,7 @@ func (f *fake) locked(h func(api.Call) (any, error)) api.Handler {
 }
 
 func (f *fake) handlers(url string) api.Handlers {
-	return api.Merge(api.Catalogue(zone, url), f.operations(), f.sshKeys(), f.instances(), f.groups(), f.pools(), f.balancers())
+	return api.Merge(api.Catalogue(zone, url), f.operations(), f.sshKeys(), f.instances(), f.groups(), f.pools(), f.balancers(), f.networks())
 }
 
 func (f *fake) operations() api.Handlers {

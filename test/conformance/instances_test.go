@@ -21,12 +21,15 @@ import (
 	"cairn/cloud/wire"
 	"cairn/controlplane/antiaffinity"
 	"cairn/controlplane/api"
+	"cairn/controlplane/elasticip"
 	"cairn/controlplane/instance"
 	"cairn/controlplane/instance/hosttest"
 	"cairn/controlplane/loadbalancer"
 	"cairn/controlplane/operation"
 	"cairn/controlplane/pool"
+	"cairn/controlplane/privatenetwork"
 	"cairn/controlplane/program"
+	"cairn/controlplane/reversedns"
 	"cairn/controlplane/securitygroup"
 	"cairn/controlplane/sshkey"
 	"cairn/controlplane/store"
@@ -42,6 +45,7 @@ type inhabited struct {
 	edge      *httptest.Server
 	worker    *program.Worker
 	balancers *loadbalancer.Balancers
+	elastics  *elasticip.Elastics
 }
 
 func newInhabited(t *testing.T, hypervisors int, addresses string) *inhabited {
@@ -49,7 +53,10 @@ func newInhabited(t *testing.T, hypervisors int, addresses string) *inhabited {
 	z := &inhabited{real: newReal(t), hosts: hosttest.New(zone)}
 	_, err := z.store.Write(t.Context(), func(tx *store.Tx) error {
 		err := errors.Join(tx.AddPool(store.AddressInstance, netip.MustParsePrefix(addresses)),
-			tx.AddPool(store.AddressVIP, netip.MustParsePrefix("203.0.113.0/24")))
+			tx.AddPool(store.AddressVIP, netip.MustParsePrefix("203.0.113.0/24")),
+			tx.AddPool(store.AddressInstance6, netip.MustParsePrefix("2001:db8:1::/64")),
+			tx.AddPool(store.AddressElastic, netip.MustParsePrefix("192.0.2.0/24")),
+			tx.AddPool(store.AddressElastic6, netip.MustParsePrefix("2001:db8:e::/64")))
 		for k := range hypervisors {
 			d := store.Doc[store.HypervisorDoc]{ID: cloud.NewID(), Generation: 1}
 			n, e := tx.Allocate(store.NumberHost, string(d.ID))
@@ -70,15 +77,18 @@ func newInhabited(t *testing.T, hypervisors int, addresses string) *inhabited {
 // serve starts what a cairnd starts, but the stream to its agents.
 func (z *inhabited) serve() {
 	t, s, quiet := z.t, z.store, slog.New(slog.DiscardHandler)
-	gate := operation.New(s, quiet, securitygroup.Noun)
+	gate := operation.New(s, quiet, securitygroup.Noun, privatenetwork.Noun)
 	gate.Register(loadbalancer.Nouns...)
 	instances := instance.New(s, gate)
+	z.elastics = elasticip.New(s, gate, quiet)
+	instances.Elastics, instances.Root = z.elastics, z.root
 	pools, balancers := pool.New(s, gate, instances), loadbalancer.New(s, gate, quiet)
 	z.worker = program.NewWorker(program.Config{Tasks: s.Tasks(), Owner: "cairnd", Done: pools.Done, Log: quiet})
 	pools.Follower, pools.Wake, z.balancers = balancers, z.worker.Wake, balancers
 	edge, err := api.New(api.Config{
 		Handlers: api.Merge(api.Catalogue(zone, "http://127.0.0.1"), gate.Handlers(), sshkey.Handlers(s, gate), antiaffinity.Handlers(s, gate),
-			securitygroup.Handlers(s, gate), instances.Handlers(), pools.Handlers(), balancers.Handlers()),
+			securitygroup.Handlers(s, gate), instances.Handlers(), pools.Handlers(), balancers.Handlers(),
+			privatenetwork.Handlers(s, gate), z.elastics.Handlers(), reversedns.Handlers(s, gate)),
 		Keys: tenant.Keys{Store: s, Root: z.root}, Answers: gate, Waiter: gate, Audit: gate.Audit, Zone: zone, PublicURL: "http://127.0.0.1", Logger: quiet,
 	})
 	if err != nil {
@@ -94,6 +104,7 @@ func (z *inhabited) serve() {
 	hint, stop := s.Subscribe()
 	all.Go(func() { z.worker.Run(ctx) })
 	all.Go(func() { balancers.Run(ctx) })
+	all.Go(func() { z.elastics.Run(ctx) })
 	all.Go(func() {
 		for {
 			select {

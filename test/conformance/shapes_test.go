@@ -18,6 +18,11 @@ import (
 var beyond = []string{
 	"security-group.visibility",
 	"instance-pool.created-at",
+	"instance-type.rate-from",
+	"instance-type.rate-to",
+	"private-network.firewall",
+	"private-network.snooping",
+	"private-network.broadcast-rate",
 }
 
 // method finds the client's method for an operation: get-ssh-key is GetSSHKey.
