@@ -50,7 +50,7 @@ type bench struct {
 	stop   func()
 }
 
-func newBench(t *testing.T) *bench {
+func newBench(t *testing.T, options ...store.Option) *bench {
 	t.Helper()
 	b := &bench{
 		T: t, outcomes: map[cloud.ID]operation.Outcome{}, ledger: filepath.Join(t.TempDir(), "ledger"),
@@ -58,7 +58,7 @@ func newBench(t *testing.T) *bench {
 	}
 	ctx := t.Context()
 	var err error
-	if b.store, err = store.Open(ctx, filepath.Join(t.TempDir(), "zone.db")); err != nil {
+	if b.store, err = store.Open(ctx, filepath.Join(t.TempDir(), "zone.db"), options...); err != nil {
 		t.Fatal(err)
 	}
 	if _, err = b.store.Init(ctx, "ch-gva-2", nil); err != nil {

@@ -159,6 +159,9 @@ func (s *Server) Programmed(op cloud.ID) int64 { return s.tracker.Programmed(op)
 // changes: agents below it get a snapshot.
 func (s *Server) Compact(upTo store.Revision) { s.shelf.compact(uint64(upTo)) }
 
+// window of flow control, in bytes, for what an agent says.
+const window = 1 << 20
+
 // Serve answers agents on a listener until ctx ends.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	server := grpc.NewServer(
@@ -170,6 +173,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		// go on where it was. Leases, not pings, say who is silent.
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: time.Minute}),
 		grpc.MaxRecvMsgSize(4<<20),
+		// A window of its own size keeps grpc from measuring the path with a ping
+		// for every message, which is two more packets and wakes both ends twice.
+		grpc.InitialWindowSize(window), grpc.InitialConnWindowSize(window),
 	)
 	agentv1.RegisterAgentsServer(server, s)
 	stop := context.AfterFunc(ctx, server.Stop)

@@ -74,6 +74,9 @@ func (s *Server) load(ctx context.Context, zone store.Zone, book *ledger, told p
 	if err != nil {
 		return nil, err
 	}
+	if err := s.config.Store.Durable(batch.After.Revision); err != nil {
+		return nil, err
+	}
 	revision := uint64(batch.After.Revision)
 	known := told.zone == zone.ID && told.epoch == zone.Epoch && told.revision <= revision
 	if !known {
@@ -150,11 +153,29 @@ func (s *Server) follow(ctx context.Context, zone store.Zone, book *ledger, stat
 		if err := book.note(result, intentsOf(result, batch)); err != nil {
 			s.config.Log.Error("what is told to agents will be forgotten", "error", err)
 		}
+		if !s.durable(ctx, batch.After.Revision) {
+			return
+		}
 		s.shelf.publish(result, intentsOf(result, batch))
 		if book.full() {
 			if err := s.renewLedger(zone, book, state); err != nil {
 				s.config.Log.Error("ledger grows", "error", err)
 			}
+		}
+	}
+}
+
+// durable waits until a revision cannot be lost any more, so that no agent holds
+// one that is given out again; false if ctx has ended.
+func (s *Server) durable(ctx context.Context, rev store.Revision) bool {
+	for {
+		err := s.config.Store.Durable(rev)
+		if err == nil {
+			return true
+		}
+		s.config.Log.Error("agents are told nothing new", "error", err)
+		if !sleep(ctx, pause) {
+			return false
 		}
 	}
 }

@@ -42,6 +42,7 @@ type Follower struct {
 	Log     *slog.Logger
 
 	hint   <-chan struct{}
+	behind bool // there may be commits that no hint is left of
 	cancel func()
 }
 
@@ -88,7 +89,16 @@ func (f *Follower) Next(ctx context.Context) (Batch, error) {
 	poll := time.NewTicker(pollInterval)
 	defer poll.Stop()
 	for {
+		if !f.behind {
+			select {
+			case <-ctx.Done():
+				return Batch{}, ctx.Err()
+			case <-f.hint:
+			case <-poll.C:
+			}
+		}
 		b, err := f.read(ctx)
+		f.behind = err != nil
 		switch {
 		case errors.Is(err, store.ErrCompacted):
 			return f.Load(ctx, f.Replica.Snapshot().Revision)
@@ -96,12 +106,6 @@ func (f *Follower) Next(ctx context.Context) (Batch, error) {
 			return Batch{}, fmt.Errorf("follow the zone: %w", err)
 		case b.After.Revision != b.Before.Revision:
 			return b, nil
-		}
-		select {
-		case <-ctx.Done():
-			return Batch{}, ctx.Err()
-		case <-f.hint:
-		case <-poll.C:
 		}
 	}
 }
