@@ -113,40 +113,46 @@ func event(c api.Call, status int, elapsed time.Duration, at time.Time, message 
 	return string(text)
 }
 
-// maxUnchanged bounds what is kept of mutations that changed nothing.
-const maxUnchanged = 4096
+// maxEnded bounds what is kept of operations that have ended.
+const maxEnded = 4096
 
-// unchanged keeps the answers of mutations that changed nothing, which are
-// stored nowhere, for the clients that ask for them again anyway.
-type unchanged struct {
-	mu   sync.Mutex
-	ring []unchangedOne
-	next int
+// ended keeps the operations that ended last, for the clients that wait for
+// them or ask again: with mutations that changed nothing, which are stored
+// nowhere.
+type ended struct {
+	mu    sync.Mutex
+	known map[cloud.ID]endedOne
+	ring  []cloud.ID
+	next  int
 }
 
-type unchangedOne struct {
+type endedOne struct {
 	org cloud.ID
 	op  cloud.Operation
 }
 
-func (u *unchanged) add(org cloud.ID, op cloud.Operation) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if len(u.ring) < maxUnchanged {
-		u.ring = append(u.ring, unchangedOne{org, op})
+func (e *ended) add(org cloud.ID, op cloud.Operation) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.known == nil {
+		e.known = map[cloud.ID]endedOne{}
+	}
+	e.known[op.ID] = endedOne{org, op}
+	if len(e.ring) < maxEnded {
+		e.ring = append(e.ring, op.ID)
 		return
 	}
-	u.ring[u.next] = unchangedOne{org, op}
-	u.next = (u.next + 1) % maxUnchanged
+	delete(e.known, e.ring[e.next])
+	e.ring[e.next] = op.ID
+	e.next = (e.next + 1) % maxEnded
 }
 
-func (u *unchanged) get(org, id cloud.ID) (cloud.Operation, bool) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	for _, one := range u.ring {
-		if one.op.ID == id && (org == "" || one.org == org) {
-			return one.op, true
-		}
+func (e *ended) get(org, id cloud.ID) (cloud.Operation, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	one, ok := e.known[id]
+	if !ok || org != "" && one.org != org {
+		return cloud.Operation{}, false
 	}
-	return cloud.Operation{}, false
+	return one.op, true
 }

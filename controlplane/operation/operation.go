@@ -108,9 +108,9 @@ type Gate struct {
 	// Compacted is told up to where the change log has been forgotten.
 	Compacted func(upTo store.Revision)
 
-	mu        sync.Mutex
-	waiters   map[cloud.ID]map[chan struct{}]struct{}
-	unchanged unchanged
+	mu      sync.Mutex
+	waiters map[cloud.ID]map[chan struct{}]struct{}
+	ended   ended
 }
 
 // New makes a gate over a store.
@@ -159,7 +159,7 @@ func (g *Gate) Accept(ctx context.Context, c api.Call, fn func(tx *store.Tx, op 
 		return nil, Refusal(err)
 	}
 	if unchanged {
-		g.unchanged.add(c.Org, *answer)
+		g.ended.add(c.Org, *answer)
 	}
 	return answer, nil
 }
@@ -206,6 +206,8 @@ func (g *Gate) record(tx *store.Tx, c api.Call, id cloud.ID, plan Plan) (*cloud.
 		}
 	}
 	switch {
+	default:
+		return shape(op), nil
 	case plan.Failed != nil:
 		err = g.Finish(tx, id, cloud.OperationFailure, plan.Failed.Reason, plan.Failed.Message)
 	case plan.Done && byStatus:

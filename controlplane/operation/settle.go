@@ -29,22 +29,17 @@ const (
 // acknowledged it or are no longer waited for, or when one of them refused. It
 // may be called again, and late: the first end stays.
 func (g *Gate) Settled(ctx context.Context, id cloud.ID, o Outcome) error {
-	// Most that is heard twice is heard twice: look before queueing to write.
-	var known bool
-	err := g.store.Read(ctx, func(tx *store.Tx) error {
-		_, open, err := g.open(tx, id, o)
-		known = !open
-		return err
-	})
-	if err == nil && !known {
-		_, err = g.store.Write(ctx, func(tx *store.Tx) error {
-			op, open, err := g.open(tx, id, o)
-			if err != nil || !open {
-				return err
-			}
-			return g.settle(tx, op, o)
-		})
+	if op, ok := g.ended.get("", id); ok && op.State != cloud.OperationTimeout {
+		return nil // heard twice
 	}
+	_, err := g.store.Write(ctx, func(tx *store.Tx) error {
+		op, open, err := g.open(tx, id, o)
+		if err != nil || !open {
+			return err
+		}
+		tx.Redoable() // by the acknowledgements that agents give again
+		return g.settle(tx, op, o)
+	})
 	if err != nil {
 		return fmt.Errorf("settle operation %s: %w", id, err)
 	}
@@ -95,9 +90,14 @@ func (g *Gate) move(tx *store.Tx, op store.Operation, e fsm.Event, o Outcome) er
 // those who wait for it. One that has ended stays as it ended.
 func (g *Gate) Finish(tx *store.Tx, id cloud.ID, state cloud.OperationState, reason cloud.Reason, message string) error {
 	ended, err := tx.FinishOperation(id, state, reason, message)
-	if ended {
-		tx.AfterCommit(func() { g.wake(id) })
+	if err != nil || !ended {
+		return err
 	}
+	op, err := tx.Operation("", id)
+	tx.AfterCommit(func() {
+		g.ended.add(op.Org, *shape(op))
+		g.wake(id)
+	})
 	return err
 }
 
@@ -233,16 +233,21 @@ func (g *Gate) Wait(ctx context.Context, id cloud.ID) (*cloud.Operation, error) 
 	poll := time.NewTicker(waitPoll)
 	defer poll.Stop()
 	for {
-		// What the caller's time allows is over when it is done waiting, not while
-		// it learns what it waited for.
-		op, err := g.read(context.WithoutCancel(ctx), "", id)
-		if err != nil || op.State.Final() || ctx.Err() != nil {
-			return op, err
+		// Most operations that are waited for end here, and none of them has to be
+		// read. What the caller's time allows is over when it is done waiting, not
+		// while it learns what it waited for.
+		if op, ok := g.ended.get("", id); ok {
+			return &op, nil
 		}
 		select {
 		case <-ended:
+			continue
 		case <-poll.C:
 		case <-ctx.Done():
+		}
+		op, err := g.read(context.WithoutCancel(ctx), "", id)
+		if err != nil || op.State.Final() || ctx.Err() != nil {
+			return op, err
 		}
 	}
 }
@@ -279,7 +284,7 @@ func (g *Gate) wake(id cloud.ID) {
 }
 
 func (g *Gate) read(ctx context.Context, org, id cloud.ID) (*cloud.Operation, error) {
-	if op, ok := g.unchanged.get(org, id); ok {
+	if op, ok := g.ended.get(org, id); ok {
 		return &op, nil
 	}
 	var op store.Operation
