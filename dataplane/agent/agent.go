@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	rdebug "runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -249,7 +250,7 @@ func (a *Agent) run(ctx context.Context) error {
 		group.Go(func() error { part(ctx); return nil })
 	}
 	group.Go(func() error {
-		a.cache.Run(ctx, 100*time.Millisecond, func(err error) { a.log.Error("desired state not kept on disk", "error", err) })
+		a.cache.Run(ctx, cachePause, func(err error) { a.log.Error("desired state not kept on disk", "error", err) })
 		return nil
 	})
 	if a.cfg.Socket != "" {
@@ -267,6 +268,9 @@ func (a *Agent) run(ctx context.Context) error {
 	return err
 }
 
+// cachePause is between two generations of the cache: each waits for the disk.
+const cachePause = 500 * time.Millisecond
+
 // How often the maps are read again to find what somebody else changed, and how
 // often what could not be programmed is tried again.
 const (
@@ -282,6 +286,7 @@ func (a *Agent) keep(ctx context.Context) {
 	release := time.NewTimer(time.Hour)
 	defer release.Stop()
 	for {
+		work := a.round
 		select {
 		case <-ctx.Done():
 			return
@@ -294,8 +299,9 @@ func (a *Agent) keep(ctx context.Context) {
 		case <-audit.C:
 			a.audit()
 		case <-release.C:
+			work = a.release
 		}
-		if next := a.round(); !next.IsZero() {
+		if next := work(); !next.IsZero() {
 			release.Reset(max(time.Until(next), time.Millisecond))
 		}
 	}
@@ -318,6 +324,24 @@ func (a *Agent) audit() {
 	for _, line := range differences {
 		a.log.Warn("somebody else changed a map", "entry", line)
 	}
+}
+
+// concerns tells whether one of the keys is of one of the kinds.
+func concerns(changed []wire.Key, kinds ...wire.Kind) bool {
+	return slices.ContainsFunc(changed, func(key wire.Key) bool { return slices.Contains(kinds, key.Kind) })
+}
+
+// release frees numbers whose grace period has passed. What waits for one of
+// them is tried again.
+func (a *Agent) release() time.Time {
+	a.mu.Lock()
+	next := a.loop.Release(time.Now())
+	unsettled := len(a.loop.Unsettled()) > 0
+	a.mu.Unlock()
+	if unsettled {
+		return a.round()
+	}
+	return next
 }
 
 // round programs what the tables hold now, tells the control plane, and hands
@@ -347,14 +371,17 @@ func (a *Agent) round() time.Time {
 		a.log.Warn("item not programmed", "key", f.Key.String(), "reason", f.Reason)
 	}
 	for _, s := range out.Steps {
-		a.log.Debug("step", "step", s.String())
+		a.log.Debug("step", "step", s)
 	}
 	if out.Mark != a.programmed || len(changed) > 0 {
+		first := a.programmed == (table.Mark{})
 		a.programmed = out.Mark
 		a.cache.Offer(view)
-		a.worker.Set(instance.Wanted(view))
-		a.forgetInstances(view, changed)
-		if a.checks != nil {
+		if first || concerns(changed, wire.KindInstance, wire.KindPort) {
+			a.worker.Set(instance.Wanted(view))
+			a.forgetInstances(view, changed)
+		}
+		if a.checks != nil && (first || concerns(changed, wire.KindCheck)) {
 			a.checks.Set(view)
 		}
 	}

@@ -257,9 +257,15 @@ func (c *Client) once(ctx context.Context) error {
 	return c.talk(ctx, stream)
 }
 
+// window of flow control, in bytes: room for a few of the largest messages. With
+// one of its own grpc does not measure the path, which is a ping for every
+// delta that comes.
+const window = 4 << 20
+
 func (c *Client) dial(config *tls.Config) (*grpc.ClientConn, error) {
 	conn, err := grpc.NewClient("passthrough:///"+c.cfg.Control,
 		grpc.WithTransportCredentials(credentials.NewTLS(config)),
+		grpc.WithInitialWindowSize(window), grpc.WithInitialConnWindowSize(window),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}))
 	if err != nil {
 		return nil, fmt.Errorf("dial %s: %w", c.cfg.Control, err)
