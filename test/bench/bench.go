@@ -99,8 +99,12 @@ func (d *Driver) Time(p *ebpf.Program, s Shape, want uint32, before func() error
 	if err := d.objects.Missed.Lookup(uint32(0), &missed); err != nil || missed != 0 {
 		return Figure{}, errors.Join(fmt.Errorf("%d tail calls fell through", missed), err)
 	}
+	return figureOf(ns), nil
+}
+
+func figureOf(ns []float64) Figure {
 	slices.Sort(ns)
-	return Figure{Min: ns[0], P25: ns[len(ns)/4], Median: ns[len(ns)/2]}, nil
+	return Figure{Min: ns[0], P25: ns[len(ns)/4], Median: ns[len(ns)/2]}
 }
 
 // Visit runs a program once over the given number of frames of a shape, so that
@@ -142,8 +146,8 @@ func (d *Driver) prepare(p *ebpf.Program, s Shape) (*ebpf.Program, error) {
 		array.Put(uint32(0), p), d.objects.Shapes.Put(uint32(0), &shape), d.objects.Missed.Put(uint32(0), uint64(0)))
 }
 
-// Restart has frames in turn begin at the first flow again.
-func (d *Driver) Restart() error { return d.objects.Made.Put(uint32(0), uint64(0)) }
+// Seek has frames in turn go on with a flow.
+func (d *Driver) Seek(flow uint64) error { return d.objects.Made.Put(uint32(0), flow) }
 
 func be32(b []byte) uint32 {
 	return uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])

@@ -20,7 +20,7 @@ func TestDriverVariesWhatItSaysAndCallsTheProgram(t *testing.T) {
 	frame[29] = 255 // the last byte of the address: flow 1 carries over
 	s := Shape{Frame: frame, Head: 64, AddressAt: 26, Addresses: 2, PortAt: 34, Ports: 3, InTurn: true}
 	for _, p := range []*ebpf.Program{d.Floor(ebpf.SchedCLS), d.Floor(ebpf.XDP)} {
-		if err := d.Restart(); err != nil {
+		if err := d.Seek(0); err != nil {
 			t.Fatal(err)
 		}
 		seen := map[[2]byte]bool{}

@@ -74,6 +74,8 @@ type driveProgramSpecs struct {
 	DriveXdp *ebpf.ProgramSpec `ebpf:"drive_xdp"`
 	FloorTc  *ebpf.ProgramSpec `ebpf:"floor_tc"`
 	FloorXdp *ebpf.ProgramSpec `ebpf:"floor_xdp"`
+	LetIn    *ebpf.ProgramSpec `ebpf:"let_in"`
+	Spray    *ebpf.ProgramSpec `ebpf:"spray"`
 }
 
 // driveMapSpecs contains maps before they are loaded into the kernel.
@@ -151,6 +153,8 @@ type drivePrograms struct {
 	DriveXdp *ebpf.Program `ebpf:"drive_xdp"`
 	FloorTc  *ebpf.Program `ebpf:"floor_tc"`
 	FloorXdp *ebpf.Program `ebpf:"floor_xdp"`
+	LetIn    *ebpf.Program `ebpf:"let_in"`
+	Spray    *ebpf.Program `ebpf:"spray"`
 }
 
 func (p *drivePrograms) Close() error {
@@ -160,6 +164,8 @@ func (p *drivePrograms) Close() error {
 		p.DriveXdp,
 		p.FloorTc,
 		p.FloorXdp,
+		p.LetIn,
+		p.Spray,
 	)
 }
 

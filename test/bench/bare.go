@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bench
+
+import (
+	"fmt"
+
+	"github.com/cilium/ebpf"
+)
+
+// bareFlows is where the bare table hangs in its outer map.
+const bareFlows = uint32(1)
+
+// Bare times one lookup in a table of the type, key and population of a port's
+// flow table, found through an outer map as theirs is, and nothing beside it.
+func (d *Driver) Bare(s Shape, flows int) (Figure, error) {
+	spec, err := loadDrive()
+	if err != nil {
+		return Figure{}, err
+	}
+	inner, err := ebpf.NewMap(spec.Maps["bares"].InnerMap)
+	if err != nil {
+		return Figure{}, err
+	}
+	defer inner.Close()
+	key, value := make([]byte, inner.KeySize()), make([]byte, inner.ValueSize())
+	port := uint32(s.Frame[s.PortAt])<<8 | uint32(s.Frame[s.PortAt+1])
+	for n := range uint32(flows) {
+		copy(key, s.Frame[s.AddressAt:s.AddressAt+4])
+		at := port + n%s.Ports
+		key[4], key[5] = byte(at>>8), byte(at)
+		if err := inner.Put(key, value); err != nil {
+			return Figure{}, fmt.Errorf("flow %d: %w", n, err)
+		}
+	}
+	if err := d.objects.Bares.Put(bareFlows, inner); err != nil {
+		return Figure{}, err
+	}
+	s.Note = [4]uint32{bareFlows}
+	return d.Time(d.objects.BareTc, s, 0, nil)
+}

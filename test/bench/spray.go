@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bench
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cilium/ebpf"
+)
+
+const liveFrames = 2 // BPF_F_TEST_XDP_LIVE_FRAMES
+
+// Spray sends packets of an IPv4 shape through a device, as fast as it takes
+// them, and tells how long that took. The other end must have LetIn attached.
+func (d *Driver) Spray(device int, s Shape, packets uint32) (time.Duration, error) {
+	if _, err := d.prepare(d.objects.FloorXdp, s); err != nil {
+		return 0, err
+	}
+	var shape driveShape
+	if err := d.objects.Shapes.Lookup(uint32(0), &shape); err != nil {
+		return 0, err
+	}
+	shape.Note = [4]uint32{uint32(device), headerSum(s)}
+	if err := d.objects.Shapes.Put(uint32(0), &shape); err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	_, err := d.objects.Spray.Run(&ebpf.RunOptions{Data: s.Frame, Repeat: packets, Flags: liveFrames})
+	if err != nil {
+		return 0, fmt.Errorf("live frames: %w", err)
+	}
+	return time.Since(began), nil
+}
+
+// LetIn is the program for the ends of veths that receive.
+func (d *Driver) LetIn() *ebpf.Program { return d.objects.LetIn }
+
+// headerSum adds the words of the IPv4 header, in wire order as they lie in
+// memory, without its checksum and without the varied address.
+func headerSum(s Shape) uint32 {
+	var sum uint32
+	for at := 14; at < 34; at += 2 {
+		if at == 24 || at == s.AddressAt || at == s.AddressAt+2 {
+			continue
+		}
+		sum += uint32(s.Frame[at]) | uint32(s.Frame[at+1])<<8
+	}
+	return sum
+}
+
+// Rate times sprays until it has Runs of them and gives ns a packet. After each
+// it asks received how many packets have arrived since the last; fewer than
+// were sent spoil the run.
+func (d *Driver) Rate(device int, s Shape, before func() error, received func() (uint64, error)) (Figure, error) {
+	var ns []float64
+	for run := range Runs + 1 {
+		if err := before(); err != nil {
+			return Figure{}, err
+		}
+		if _, err := received(); err != nil {
+			return Figure{}, err
+		}
+		took, err := d.Spray(device, s, Packets)
+		if err != nil {
+			return Figure{}, err
+		}
+		got, err := settled(received)
+		if err != nil || got != Packets {
+			return Figure{}, errors.Join(fmt.Errorf("run %d: %d of %d packets arrived", run, got, Packets), err)
+		}
+		if run > 0 {
+			ns = append(ns, float64(took)/Packets)
+		}
+	}
+	return figureOf(ns), nil
+}
+
+// settled adds up what arrives until all of a spray is there or nothing has come
+// for a while.
+func settled(received func() (uint64, error)) (uint64, error) {
+	var sum uint64
+	for quiet := 0; sum < Packets && quiet < 50; quiet++ {
+		got, err := received()
+		if err != nil {
+			return sum, err
+		}
+		if got > 0 {
+			quiet = 0
+		}
+		sum += got
+		if sum < Packets {
+			<-time.After(time.Millisecond)
+		}
+	}
+	return sum, nil
+}
