@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	stdmaps "maps"
 	"net/netip"
 
 	"github.com/cilium/ebpf"
@@ -58,9 +59,7 @@ func newHouse() (*house, error) {
 		return nil, fmt.Errorf("load the port object: %+v", err)
 	}
 	h := &house{maps: uplink.Maps, progs: uplink.Programs, image: maps.NewImage()}
-	for name, p := range ports.Programs {
-		h.progs[name] = p
-	}
+	stdmaps.Copy(h.progs, ports.Programs)
 	cfg := bpf.Cfg{Endpoint: bpf.BE32(netip.MustParseAddr("10.64.0.1")), LbVni: bpf.LBVNI, Uplink: 1000, Door: 1001}
 	return h, errors.Join(
 		h.maps["cfg"].Put(uint32(0), &cfg),
