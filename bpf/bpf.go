@@ -17,11 +17,12 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// Specs are the two objects, not yet in any kernel. Both declare all shared
+// Specs are the objects, not yet in any kernel. All declare all shared
 // maps.
 type Specs struct {
-	Uplink *ebpf.CollectionSpec // programs uplink (XDP), uplink_in
-	Port   *ebpf.CollectionSpec // programs vm_in, vm_guard, svc_in, ct_sweep
+	Uplink  *ebpf.CollectionSpec // programs uplink (XDP), uplink_in
+	Port    *ebpf.CollectionSpec // programs vm_in, vm_guard, svc_in, ct_sweep
+	Overlay *ebpf.CollectionSpec // program overlay_in
 }
 
 // LoadCollectionSpecs parses the embedded objects.
@@ -34,11 +35,15 @@ func LoadCollectionSpecs() (*Specs, error) {
 	if err != nil {
 		return nil, fmt.Errorf("parse the port object: %w", err)
 	}
-	return &Specs{Uplink: uplink, Port: port}, nil
+	overlay, err := loadOverlay()
+	if err != nil {
+		return nil, fmt.Errorf("parse the overlay object: %w", err)
+	}
+	return &Specs{Uplink: uplink, Port: port, Overlay: overlay}, nil
 }
 
-// Objects returns the bytes of both objects: what a digest is taken over.
-func Objects() (uplink, port []byte) { return _UplinkBytes, _PortBytes }
+// Objects returns the bytes of the objects: what a digest is taken over.
+func Objects() (uplink, port, overlay []byte) { return _UplinkBytes, _PortBytes, _OverlayBytes }
 
 // IP16 is the address as maps hold it: IPv4 as ::ffff:a.b.c.d.
 func IP16(a netip.Addr) Ip16 { return Ip16{B: a.As16()} }

@@ -84,6 +84,7 @@ var load = sync.OnceValues(func() (*world, error) {
 	}
 	if err := errors.Join(
 		specs.Uplink.Variables["note_in_cb"].Set(true),
+		specs.Overlay.Variables["tunnel_in_cb"].Set(true),
 		specs.Uplink.Variables["probe_source"].Set(bpf.BE32(netip.MustParseAddr(selfTest))),
 	); err != nil {
 		return nil, err
@@ -91,6 +92,7 @@ var load = sync.OnceValues(func() (*world, error) {
 	for name, size := range sizes {
 		specs.Uplink.Maps[name].MaxEntries = size
 		specs.Port.Maps[name].MaxEntries = size
+		specs.Overlay.Maps[name].MaxEntries = size
 	}
 	uplink, err := ebpf.NewCollection(specs.Uplink)
 	if err != nil {
@@ -101,8 +103,13 @@ var load = sync.OnceValues(func() (*world, error) {
 	if err != nil {
 		return nil, err
 	}
+	overlay, err := ebpf.NewCollectionWithOptions(specs.Overlay, ebpf.CollectionOptions{MapReplacements: uplink.Maps})
+	if err != nil {
+		return nil, err
+	}
 	w := &world{maps: uplink.Maps, progs: uplink.Programs, flows: map[uint32]*ebpf.Map{}}
 	maps.Copy(w.progs, port.Programs)
+	maps.Copy(w.progs, overlay.Programs)
 	for _, port := range []uint32{port5, port6} {
 		if w.flows[port], err = ebpf.NewMap(specs.Uplink.Maps["ct_est"].InnerMap); err != nil {
 			return nil, err

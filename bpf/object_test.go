@@ -109,20 +109,21 @@ func TestSlotsAndNexthopsAreReadInOneLoad(t *testing.T) {
 	}
 }
 
-func TestBothObjectsDeclareTheSameMaps(t *testing.T) {
+func TestAllObjectsDeclareTheSameMaps(t *testing.T) {
 	s := specs(t)
 	for name, m := range s.Uplink.Maps {
 		if strings.HasPrefix(name, ".") {
 			continue
 		}
-		other := s.Port.Maps[name]
-		if other == nil {
-			t.Errorf("%s: only in the uplink object", name)
-			continue
-		}
-		if m.Type != other.Type || m.KeySize != other.KeySize || m.ValueSize != other.ValueSize ||
-			m.MaxEntries != other.MaxEntries || m.Flags != other.Flags {
-			t.Errorf("%s: %v and %v", name, m, other)
+		for object, other := range map[string]*ebpf.MapSpec{"port": s.Port.Maps[name], "overlay": s.Overlay.Maps[name]} {
+			if other == nil {
+				t.Errorf("%s: not in the %s object", name, object)
+				continue
+			}
+			if m.Type != other.Type || m.KeySize != other.KeySize || m.ValueSize != other.ValueSize ||
+				m.MaxEntries != other.MaxEntries || m.Flags != other.Flags {
+				t.Errorf("%s: %v and %v", name, m, other)
+			}
 		}
 	}
 }
@@ -131,7 +132,7 @@ func TestBothObjectsDeclareTheSameMaps(t *testing.T) {
 func TestSizesOfRecords(t *testing.T) {
 	declared := specs(t).Uplink.Maps
 	for name, want := range map[string][2]uint32{
-		"cfg": {4, 36}, "meta": {4, 48}, "reasons": {4, 8}, "vip_bits": {4, 8}, "vip4": {8, 4}, "vipaddr4": {4, 4},
+		"cfg": {4, 36}, "meta": {4, 64}, "reasons": {4, 8}, "vip_bits": {4, 8}, "vip4": {8, 4}, "vipaddr4": {4, 4},
 		"svc": {4, 64}, "slots": {4, 8}, "backends": {4, 32}, "nexthops": {4, 8}, "svc_stat": {4, 32},
 		"backend_stat": {4, 32}, "vteps": {4, 8}, "vtep_seen": {4, 16}, "local": {8, 24}, "fdb": {12, 8}, "port_cfg": {4, 64},
 		"ifindex_port": {4, 4}, "addr_ok": {20, 4}, "addr_port": {16, 4}, "prefixes": {20, 4}, "members": {20, 4},

@@ -7,6 +7,7 @@
 #include "packet.h"
 #include "policy.h"
 #include "port.h"
+#include "private.h"
 #include "vm.h"
 
 /*

@@ -108,6 +108,7 @@ type portMapSpecs struct {
 	Slots       *ebpf.MapSpec `ebpf:"slots"`
 	Svc         *ebpf.MapSpec `ebpf:"svc"`
 	SvcStat     *ebpf.MapSpec `ebpf:"svc_stat"`
+	TooBigs     *ebpf.MapSpec `ebpf:"too_bigs"`
 	Vip4        *ebpf.MapSpec `ebpf:"vip4"`
 	VipBits     *ebpf.MapSpec `ebpf:"vip_bits"`
 	Vipaddr4    *ebpf.MapSpec `ebpf:"vipaddr4"`
@@ -194,6 +195,7 @@ type portMaps struct {
 	Slots       *ebpf.Map `ebpf:"slots"`
 	Svc         *ebpf.Map `ebpf:"svc"`
 	SvcStat     *ebpf.Map `ebpf:"svc_stat"`
+	TooBigs     *ebpf.Map `ebpf:"too_bigs"`
 	Vip4        *ebpf.Map `ebpf:"vip4"`
 	VipBits     *ebpf.Map `ebpf:"vip_bits"`
 	Vipaddr4    *ebpf.Map `ebpf:"vipaddr4"`
@@ -236,6 +238,7 @@ func (m *portMaps) Close() error {
 		m.Slots,
 		m.Svc,
 		m.SvcStat,
+		m.TooBigs,
 		m.Vip4,
 		m.VipBits,
 		m.Vipaddr4,

@@ -113,6 +113,14 @@ const (
 	ReasonNoDoorFlow       = uplinkReasonREASON_NO_DOOR_FLOW
 	ReasonGuard            = uplinkReasonREASON_GUARD
 	ReasonNoConfig         = uplinkReasonREASON_NO_CONFIG
+	ReasonCopied           = uplinkReasonREASON_COPIED
+	ReasonUnknownMAC       = uplinkReasonREASON_UNKNOWN_MAC
+	ReasonBumRate          = uplinkReasonREASON_BUM_RATE
+	ReasonCopyFailed       = uplinkReasonREASON_COPY_FAILED
+	ReasonOverlayLB        = uplinkReasonREASON_OVERLAY_LB
+	ReasonWrongHost        = uplinkReasonREASON_WRONG_HOST
+	ReasonPuntRate         = uplinkReasonREASON_PUNT_RATE
+	ReasonToServer         = uplinkReasonREASON_TO_SERVER
 	ReasonPassNotIP        = uplinkReasonREASON_PASS_NOT_IP
 	ReasonCtQuota          = uplinkReasonREASON_CT_QUOTA
 	ReasonNDAnswered       = uplinkReasonREASON_ND_ANSWERED

@@ -230,16 +230,19 @@ type uplinkMemberKey struct {
 }
 
 type uplinkMeta struct {
-	_            structs.HostLayout
-	Schema       uint32
-	UplinkProg   uint32
-	UplinkInProg uint32
-	VmInProg     uint32
-	VmGuardProg  uint32
-	SvcInProg    uint32
-	UplinkDigest uint64
-	PortDigest   uint64
-	Revision     uint64
+	_             structs.HostLayout
+	Schema        uint32
+	UplinkProg    uint32
+	UplinkInProg  uint32
+	VmInProg      uint32
+	VmGuardProg   uint32
+	SvcInProg     uint32
+	UplinkDigest  uint64
+	PortDigest    uint64
+	Revision      uint64
+	OverlayDigest uint64
+	OverlayInProg uint32
+	Pad           uint32
 }
 
 type uplinkNeigh struct {
@@ -377,6 +380,7 @@ const (
 	uplinkReasonREASON_TOO_BIG_ANSWERED   uplinkReason = 26
 	uplinkReasonREASON_TO_TUNNEL          uplinkReason = 27
 	uplinkReasonREASON_FLOODED            uplinkReason = 28
+	uplinkReasonREASON_COPIED             uplinkReason = 29
 	uplinkReasonREASON_MALFORMED          uplinkReason = 30
 	uplinkReasonREASON_NOT_IP             uplinkReason = 31
 	uplinkReasonREASON_FRAGMENT           uplinkReason = 32
@@ -433,6 +437,13 @@ const (
 	uplinkReasonREASON_ICMP_REDIRECT      uplinkReason = 96
 	uplinkReasonREASON_SMTP               uplinkReason = 97
 	uplinkReasonREASON_METADATA_CLOSED    uplinkReason = 98
+	uplinkReasonREASON_UNKNOWN_MAC        uplinkReason = 100
+	uplinkReasonREASON_BUM_RATE           uplinkReason = 101
+	uplinkReasonREASON_COPY_FAILED        uplinkReason = 102
+	uplinkReasonREASON_OVERLAY_LB         uplinkReason = 103
+	uplinkReasonREASON_WRONG_HOST         uplinkReason = 104
+	uplinkReasonREASON_PUNT_RATE          uplinkReason = 105
+	uplinkReasonREASON_TO_SERVER          uplinkReason = 106
 	uplinkReasonREASON_MAX                uplinkReason = 256
 )
 

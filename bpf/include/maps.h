@@ -52,6 +52,9 @@ struct meta {
 	__u64 uplink_digest; /* of the object's bytes and constants */
 	__u64 port_digest;
 	__u64 revision; /* high-water mark of applied revisions */
+	__u64 overlay_digest;
+	__u32 overlay_in_prog;
+	__u32 pad;
 };
 
 enum note_flag {

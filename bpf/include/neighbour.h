@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 
-#include "private.h"
+#include "punt.h"
 #include "vm.h"
 
 /*

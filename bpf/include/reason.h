@@ -41,6 +41,8 @@ enum reason {
 	REASON_TO_TUNNEL = 27,		/* left for another host of the network */
 	REASON_FLOODED = 28,		/* copied to all that listen in the network */
 
+	REASON_COPIED = 29, /* a copy for one of those left; FLOODED counts the frame */
+
 	/* Not a packet we take. */
 	REASON_MALFORMED = 30,	      /* shorter than its headers say */
 	REASON_NOT_IP = 31,	      /* from a port: neither IP nor ARP */
@@ -103,7 +105,16 @@ enum reason {
 	REASON_SMTP = 97,	     /* mail from a port that may not send any */
 	REASON_METADATA_CLOSED = 98, /* the metadata service is not here */
 
-	/* 100 to 129: private networks. 130 to 139: policies. 140 to 149: the door. */
+	/* Private networks. */
+	REASON_UNKNOWN_MAC = 100, /* no station of the network has it */
+	REASON_BUM_RATE = 101,	  /* more for all of the network than a port may send */
+	REASON_COPY_FAILED = 102, /* a copy for one of many found no room */
+	REASON_OVERLAY_LB = 103,  /* the load balancer's own, where private networks are */
+	REASON_WRONG_HOST = 104,  /* from a MAC that is not at the sender */
+	REASON_PUNT_RATE = 105,	  /* more questions to the agent than a port may ask */
+	REASON_TO_SERVER = 106,	  /* to the network's own server, that serves DHCP alone */
+
+	/* 130 to 139: policies. 140 to 149: the door. */
 
 	REASON_MAX = 256,
 };

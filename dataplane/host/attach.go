@@ -40,6 +40,9 @@ func (h *Host) attachAll() error {
 	defer h.mu.Unlock()
 	uplink := h.uplink.Attrs().Index
 	hooks := []hook{{"uplink_in", "uplink_in", uplink, ebpf.AttachTCXIngress}}
+	if h.overlay != 0 {
+		hooks = append(hooks, overlayHook(h.overlay))
+	}
 	if h.door.ifindex != 0 {
 		hooks = append(hooks, hook{"svc_in", "svc_in", h.door.ifindex, ebpf.AttachTCXIngress})
 	}

@@ -80,11 +80,12 @@ func (m *Maps) byName() map[string]**ebpf.Map {
 type Host struct {
 	Maps Maps
 
-	cfg    Config
-	pins   pins
-	uplink netlink.Link
-	door   door
-	ct     *ebpf.MapSpec // of one port's flows
+	cfg     Config
+	pins    pins
+	uplink  netlink.Link
+	door    door
+	overlay int           // ifindex of the vxlan device
+	ct      *ebpf.MapSpec // of one port's flows
 
 	mu    sync.Mutex
 	progs map[string]*ebpf.Program
@@ -126,6 +127,9 @@ func (h *Host) open() error {
 	if h.door, err = openDoor(h.cfg.Door); err != nil {
 		return fmt.Errorf("open the door: %w", err)
 	}
+	// A host that cannot have it serves all but private networks; RepairOverlay
+	// tries again and says why.
+	_, _ = h.ensureOverlay()
 	if err := h.writeCfg(); err != nil {
 		return err
 	}
@@ -150,6 +154,7 @@ func (h *Host) writeCfg() error {
 		Door:     uint32(h.door.ifindex),
 		Probe:    bpf.BE32(ProbeAddr),
 		DoorMac:  h.door.farMAC,
+		Overlay:  uint32(h.overlay),
 	}
 	copy(c.UplinkMac[:], h.uplink.Attrs().HardwareAddr)
 	var have bpf.Cfg

@@ -164,7 +164,7 @@ func (b *bench) survivesRestart(conn net.Conn) {
 	}
 	var meta bpf.Meta
 	must(b, again.Maps.Meta.Lookup(uint32(0), &meta))
-	meta.UplinkDigest, meta.PortDigest, meta.Revision = 1, 1, 99
+	meta.UplinkDigest, meta.PortDigest, meta.OverlayDigest, meta.Revision = 1, 1, 1, 99
 	must(b, again.Maps.Meta.Put(uint32(0), &meta))
 	b.open()
 	b.mustEcho(conn, "after an upgrade")

@@ -69,7 +69,7 @@ func EnsureBPFFS(path string) error {
 }
 
 // openMaps creates the shared maps or opens them where they are pinned, and
-// fits both objects' specs to them.
+// fits the objects' specs to them.
 func (h *Host) openMaps(specs *bpf.Specs) error {
 	for name, field := range h.Maps.byName() {
 		spec := specs.Uplink.Maps[name]
@@ -81,8 +81,10 @@ func (h *Host) openMaps(specs *bpf.Specs) error {
 			return fmt.Errorf("open map %s: %w", name, err)
 		}
 		*field = m
-		if port := specs.Port.Maps[name]; port != nil {
-			port.MaxEntries = m.MaxEntries()
+		for _, other := range []*ebpf.CollectionSpec{specs.Port, specs.Overlay} {
+			if declared := other.Maps[name]; declared != nil {
+				declared.MaxEntries = m.MaxEntries()
+			}
 		}
 	}
 	h.ct = specs.Uplink.Maps["ct_est"].InnerMap
@@ -116,7 +118,7 @@ func openMap(path string, spec *ebpf.MapSpec, size uint32) (*ebpf.Map, error) {
 }
 
 // Remove ends the host's dataplane: links first, then all other pins, then the
-// door. A host that is half there or not at all is no error.
+// door and the overlay. A host that is half there or not at all is no error.
 func Remove(cfg Config) error {
 	p := pins(filepath.Join(cfg.Pins, "v1"))
 	var errs []error
@@ -125,7 +127,7 @@ func Remove(cfg Config) error {
 			errs = append(errs, fmt.Errorf("remove %s: %w", dir, err))
 		}
 	}
-	return errors.Join(append(errs, removeDoor(cfg.Door))...)
+	return errors.Join(append(errs, removeDoor(cfg.Door), removeOverlay())...)
 }
 
 // portLinks lists the port ids that have a pinned link.

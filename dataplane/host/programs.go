@@ -18,8 +18,9 @@ import (
 
 // Programs by name, and the object each is in.
 var (
-	uplinkPrograms = []string{"uplink", "uplink_in"}
-	portPrograms   = []string{"vm_in", "vm_guard", "svc_in", "ct_sweep"}
+	uplinkPrograms  = []string{"uplink", "uplink_in"}
+	portPrograms    = []string{"vm_in", "vm_guard", "svc_in", "ct_sweep"}
+	overlayPrograms = []string{"overlay_in"}
 )
 
 // loaded says what loadPrograms found: the record to write once all is attached.
@@ -39,7 +40,7 @@ func (h *Host) loadPrograms(specs *bpf.Specs) (loaded, error) {
 	if err := specs.Uplink.Variables["probe_source"].Set(bpf.BE32(SelfTestAddr)); err != nil {
 		return out, fmt.Errorf("set probe_source: %w", err)
 	}
-	uplink, port := bpf.Objects()
+	uplink, port, overlay := bpf.Objects()
 	for _, object := range []struct {
 		spec   *ebpf.CollectionSpec
 		names  []string
@@ -48,6 +49,7 @@ func (h *Host) loadPrograms(specs *bpf.Specs) (loaded, error) {
 	}{
 		{specs.Uplink, uplinkPrograms, digest(uplink, SelfTestAddr.AsSlice()), &out.meta.UplinkDigest},
 		{specs.Port, portPrograms, digest(port), &out.meta.PortDigest},
+		{specs.Overlay, overlayPrograms, digest(overlay), &out.meta.OverlayDigest},
 	} {
 		if *object.have == object.digest && h.loadPinned(object.names) {
 			continue
@@ -123,6 +125,7 @@ func refusal(err error) error {
 		fn asm.BuiltinFunc
 	}{
 		{ebpf.XDP, asm.FnXdpAdjustMeta}, {ebpf.SchedCLS, asm.FnRedirectNeigh}, {ebpf.Syscall, asm.FnForEachMapElem},
+		{ebpf.SchedCLS, asm.FnLoop}, {ebpf.SchedCLS, asm.FnRingbufReserve},
 	} {
 		if missing := features.HaveProgramHelper(need.t, need.fn); errors.Is(missing, ebpf.ErrNotSupported) {
 			return fmt.Errorf("this kernel has no %s for %s programs: %w", need.fn, need.t, err)
@@ -140,6 +143,7 @@ func (h *Host) fillMeta(meta *bpf.Meta) error {
 	for name, id := range map[string]*uint32{
 		"uplink": &meta.UplinkProg, "uplink_in": &meta.UplinkInProg,
 		"vm_in": &meta.VmInProg, "vm_guard": &meta.VmGuardProg, "svc_in": &meta.SvcInProg,
+		"overlay_in": &meta.OverlayInProg,
 	} {
 		info, err := h.progs[name].Info()
 		if err != nil {

@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+#include "segment.h"
+
+/*
+ * Frames for all of a network, or for a group: a copy to each port here and to
+ * each host, which makes those for its own ports. With snooping a group's frames
+ * go only to who has asked for them by IGMP or MLD (RFC 4541); a host counts as
+ * one listener, that never leaves while its own list is what decides.
+ */
+
+#define IS_INCLUDE 1
+#define TO_INCLUDE 3
+#define BLOCK_OLD  6
+
+#define RECORDS_MAX 8 /* of one report; the rest ask again */
+
+/* Who speaks of groups: a port here, or a host. */
+struct speaker {
+	__u32 vni;
+	__u32 port;
+	__be32 host;
+};
+
+/* What reports say of one group. */
+struct group_record {
+	__u8 type;
+	__u8 aux; /* words */
+	__be16 sources;
+};
+
+static __noinline void join(const struct speaker *s, const struct ip16 *group)
+{
+	struct listener_key key = { .vni = s->vni, .port = s->port, .host = s->host, .group = *group };
+	__u64 now = bpf_ktime_get_ns();
+
+	bpf_map_update_elem(&listeners, &key, &now, BPF_ANY);
+}
+
+static __noinline void leave_group(const struct speaker *s, const struct ip16 *group)
+{
+	struct listener_key key = { .vni = s->vni, .port = s->port, .group = *group };
+
+	if (s->port)
+		bpf_map_delete_elem(&listeners, &key);
+}
+
+/* A group's address in a message of either family. */
+static __always_inline bool load_group(struct __sk_buff *skb, bool v6, __u32 at, struct ip16 *group)
+{
+	__be32 v4;
+
+	if (v6)
+		return !bpf_skb_load_bytes(skb, at, group, sizeof(*group));
+	if (bpf_skb_load_bytes(skb, at, &v4, sizeof(v4)))
+		return false;
+	*group = ip16_of(v4);
+	return true;
+}
+
+/* The records of IGMPv3 and MLDv2 differ in the size of an address. */
+static __noinline int learn_records(struct __sk_buff *skb, const struct speaker *s, __u32 at, bool v6)
+{
+	__u32 size = v6 ? sizeof(struct ip16) : sizeof(__be32);
+	struct group_record r;
+	struct ip16 group;
+	__be16 records;
+
+	if (bpf_skb_load_bytes(skb, at + 6, &records, sizeof(records)))
+		return 0;
+	at += 8;
+	for (int i = 0; i < RECORDS_MAX && i < bpf_ntohs(records); i++) {
+		if (bpf_skb_load_bytes(skb, at, &r, sizeof(r)) || !load_group(skb, v6, at + sizeof(r), &group))
+			return 0;
+		if (r.type == TO_INCLUDE && !r.sources)
+			leave_group(s, &group);
+		else if (r.type != BLOCK_OLD && !(r.type == IS_INCLUDE && !r.sources))
+			join(s, &group);
+		at += sizeof(r) + size * (1 + bpf_ntohs(r.sources)) + 4 * r.aux;
+		if (at > 1500)
+			return 0;
+	}
+	return 0;
+}
+
+/* What a message of IGMP or MLD says of its sender. Who asks is a router: it
+ * listens to all groups, which :: stands for. */
+static __noinline int learn(struct __sk_buff *skb, const struct inet *p, const struct speaker *s)
+{
+	__u8 type = p->icmp_type;
+	struct ip16 group = {};
+	bool v6 = p->family == 6;
+
+	if (!v6 && bpf_skb_load_bytes(skb, p->l4, &type, sizeof(type)))
+		return 0;
+	switch (type) {
+	case IGMP_QUERY:
+	case MLD_QUERY:
+		join(s, &group);
+		return 0;
+	case IGMP3_REPORT:
+	case MLD2_REPORT:
+		return learn_records(skb, s, p->l4, v6);
+	case IGMP1_REPORT:
+	case IGMP2_REPORT:
+	case MLD1_REPORT:
+		if (load_group(skb, v6, p->l4 + (v6 ? 8 : 4), &group))
+			join(s, &group);
+		return 0;
+	case IGMP2_LEAVE:
+	case MLD1_DONE:
+		if (load_group(skb, v6, p->l4 + (v6 ? 8 : 4), &group))
+			leave_group(s, &group);
+		return 0;
+	}
+	return 0;
+}
+
+/* A group that hosts ask for: not a broadcast, not one of the link's own
+ * protocols (224.0.0.0/24, ff02::/16 and less), not what asks. */
+static __always_inline bool is_asked_for(const struct inet *p)
+{
+	if (p->family == 6)
+		return is_multicast6(&p->dst) && (p->dst.b[1] & 0xf) > 2 && !is_mld(p);
+	return p->family == 4 && within(ip16_v4(&p->dst), 0xe0000000, 4) && !within(ip16_v4(&p->dst), 0xe0000000, 24) &&
+	       !is_igmp(p);
+}
+
+static __noinline bool listens(const struct speaker *to, const struct ip16 *group)
+{
+	struct listener_key key = { .vni = to->vni, .port = to->port, .host = to->host, .group = *group };
+
+	if (bpf_map_lookup_elem(&listeners, &key))
+		return true;
+	__builtin_memset(&key.group, 0, sizeof(key.group));
+	return bpf_map_lookup_elem(&listeners, &key) != NULL;
+}
+
+/* One frame on its way to many. */
+struct replication {
+	struct __sk_buff *skb;
+	struct work *w;
+	const struct cfg *c;
+	struct bum *list;
+	struct speaker from;
+	bool only_listeners;
+};
+
+static __always_inline bool wants(const struct replication *r, __u32 port, __be32 host)
+{
+	struct speaker to = { .vni = r->from.vni, .port = port, .host = host };
+
+	return !r->only_listeners || listens(&to, &r->w->f.ip.dst);
+}
+
+static __always_inline void send_copy(const struct replication *r, __u32 ifindex)
+{
+	count(bpf_clone_redirect(r->skb, ifindex, 0) ? REASON_COPY_FAILED : REASON_COPIED, r->w->f.packets);
+}
+
+static long copy_to_port(__u32 i, struct replication *r)
+{
+	struct port_cfg *pc;
+	enum reason reason;
+	__u32 port;
+
+	if (i >= BUM_PORTS)
+		return 1;
+	port = r->list->port[i];
+	if (port == r->from.port || !wants(r, port, 0))
+		return 0;
+	pc = port_by_id(port);
+	if (!pc || pc->vni != r->from.vni)
+		return 0;
+	reason = admit(r->w, pc, port);
+	if (reason) {
+		count(reason, r->w->f.packets);
+		return 0;
+	}
+	r->skb->mark = GUARD_MARK;
+	send_copy(r, pc->ifindex);
+	return 0;
+}
+
+static long copy_to_host(__u32 i, struct replication *r)
+{
+	__be32 host;
+
+	if (i >= BUM_HOSTS)
+		return 1;
+	host = r->list->host[i];
+	if (!wants(r, 0, host))
+		return 0;
+	if (address_to(r->skb, r->c, r->from.vni, host))
+		return 0;
+	send_copy(r, r->c->overlay);
+	return 0;
+}
+
+/* To all ports here but the sender's, and to all hosts unless a host sent it. */
+static __always_inline int replicate(struct __sk_buff *skb, struct work *w, const struct cfg *c, struct bum *list,
+				     struct speaker from)
+{
+	struct replication r = { .skb = skb, .w = w, .c = c, .list = list, .from = from };
+
+	if (list->flags & BUM_SNOOPING && is_ip(&w->f)) {
+		if (is_igmp(&w->f.ip) || is_mld(&w->f.ip))
+			learn(skb, &w->f.ip, &from);
+		r.only_listeners = is_asked_for(&w->f.ip);
+	}
+	bpf_loop(list->ports, copy_to_port, &r, 0);
+	if (!from.host && c->overlay)
+		bpf_loop(list->hosts, copy_to_host, &r, 0);
+	return drop(&w->f, REASON_FLOODED); /* the copies have left */
+}
