@@ -170,6 +170,19 @@ func (l *life) play() slots.Table {
 		}
 	})
 	l.write(func(tx *store.Tx) error {
+		d, err := store.Get[store.InstanceDoc](tx, org, l.members[0])
+		if err != nil || !d.Body.Leaving.IsZero() {
+			return err
+		}
+		d.Body.Leaving = l.now
+		return errors.Join(store.Put(tx, "", d), l.PoolChanged(l.t.Context(), tx, l.pool, ""))
+	})
+	l.reports(func() {
+		if len(l.drainsOf()) > 0 {
+			l.empty(l.id, 1)
+		}
+	})
+	l.write(func(tx *store.Tx) error {
 		if _, err := tx.Row(store.KindInstance, l.members[0]); errors.Is(err, store.ErrNotFound) {
 			return nil
 		}

@@ -60,11 +60,13 @@ func (h hosts) dead(b store.BackendDoc) bool {
 //     only so many a minute.
 //   - A new backend waits a little to be found well, which says too that its
 //     host knows it, unless it is needed.
+//   - One that leaves is not counted among the others, whatever its verdict: see
+//     part.
 func judge(backends []store.BackendDoc, h hosts, now time.Time) (after []store.BackendDoc, panicking bool, again time.Time) {
 	after = slices.Clone(backends)
 	reachable, well := 0, 0
 	for _, b := range after {
-		if h.dead(b) {
+		if h.dead(b) || leaves(b) {
 			continue
 		}
 		reachable++
@@ -81,6 +83,8 @@ func judge(backends []store.BackendDoc, h hosts, now time.Time) (after []store.B
 		switch {
 		case h.dead(*b):
 			state = store.BackendDead
+		case leaves(*b):
+			continue
 		case b.State == store.BackendJoining && b.Verdict == store.VerdictInitial && now.Sub(b.Since) < joinWait:
 			state = store.BackendJoining
 			again = sooner(again, b.Since.Add(joinWait))
@@ -102,7 +106,7 @@ func judge(backends []store.BackendDoc, h hosts, now time.Time) (after []store.B
 		}
 	}
 	for i := range after {
-		if active == 0 && after[i].State == store.BackendJoining {
+		if active == 0 && after[i].State == store.BackendJoining && !leaves(after[i]) {
 			enter(&after[i], store.BackendActive, now)
 		}
 	}
@@ -118,6 +122,7 @@ func enter(b *store.BackendDoc, state string, now time.Time) {
 // removals says how many backends may be taken out now because of a verdict,
 // and when there will be one more.
 func removals(backends []store.BackendDoc, now time.Time) (budget int, freed time.Time) {
+	backends = slices.DeleteFunc(slices.Clone(backends), leaves)
 	budget = max(1, (len(backends)+removalShare-1)/removalShare)
 	for _, b := range backends {
 		if counted(b, now) {
@@ -145,20 +150,21 @@ func sooner(a, b time.Time) time.Time {
 // assign makes the table of the backends as they are out of the one before.
 // Whoever the old one names and is no backend any more is dead: its port is
 // gone. Where backends join one after the other, slots that have just moved are
-// left alone for a while: again is when that ends, zero if none is waited for.
+// left alone for a while, and where one leaves, those that it has just taken
+// over: again is when that ends, zero if none is waited for.
 func assign(old slots.Table, backends []store.BackendDoc, now time.Time) (table slots.Table, again time.Time) {
 	want := slots.Want{Patient: true}
 	known := map[uint32]bool{0: true}
 	var joined time.Time
 	for _, b := range backends {
 		known[b.Number] = true
-		switch b.State {
-		case store.BackendActive:
+		switch {
+		case b.State == store.BackendActive && !leaves(b):
 			want.Backends = append(want.Backends, b.Number)
 			if b.Since.After(joined) {
 				joined = b.Since
 			}
-		case store.BackendDead:
+		case b.State == store.BackendDead:
 			want.Dead = append(want.Dead, b.Number)
 		}
 	}
@@ -170,14 +176,14 @@ func assign(old slots.Table, backends []store.BackendDoc, now time.Time) (table 
 			}
 		}
 	}
-	table = slots.Assign(old, want)
+	table, kept := keep(old, slots.Assign(old, want), want.Dead, backends, now)
 	want.Patient = false
-	balanced := slots.Assign(table, want)
+	balanced, _ := keep(table, slots.Assign(table, want), want.Dead, backends, now)
 	switch until := joined.Add(patience); {
 	case slices.Equal(table, balanced):
-		return table, time.Time{}
+		return table, kept
 	case now.Before(until):
-		return table, until
+		return table, sooner(kept, until)
 	}
-	return balanced, time.Time{}
+	return balanced, kept
 }

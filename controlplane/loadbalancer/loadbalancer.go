@@ -33,6 +33,10 @@ type (
 
 // Balancers keeps the load balancers of a zone.
 type Balancers struct {
+	// Drained is told, in the transaction in which it happens, that a service may
+	// have let go of leaving members of a pool. Set before use; may be nil.
+	Drained func(tx *store.Tx, pool cloud.ID) error
+
 	store *store.Store
 	gate  *operation.Gate
 	log   *slog.Logger

@@ -40,7 +40,7 @@ type world struct {
 func (w *world) look() (table slots.Table, active []uint32, s service) {
 	s = w.service(w.id)
 	for _, one := range s.Body.Backends {
-		if one.State == store.BackendActive {
+		if one.State == store.BackendActive && !leaves(one) {
 			active = append(active, one.Number)
 		}
 	}
@@ -54,7 +54,7 @@ func (w *world) check(t *rapid.T) {
 	known, reachable, well := map[uint32]store.BackendDoc{}, 0, 0
 	for _, one := range s.Body.Backends {
 		known[one.Number] = one
-		if one.State != store.BackendDead {
+		if one.State != store.BackendDead && !leaves(one) {
 			reachable++
 			if one.Verdict != store.VerdictFailure {
 				well++
@@ -70,6 +70,12 @@ func (w *world) check(t *rapid.T) {
 	if s.Body.Panic != (2*well < reachable) {
 		t.Fatalf("%d of %d are well, panic %v", well, reachable, s.Body.Panic)
 	}
+	shares := table.Shares()
+	for _, one := range s.Body.Backends {
+		if leaves(one) && one.State == store.BackendDraining && shares[one.Number] > 0 {
+			t.Fatalf("backend %d leaves, takes no new flow and has %d slots", one.Number, shares[one.Number])
+		}
+	}
 	for i, slot := range table {
 		if cur := slot.Cur(); cur == 0 && len(active) > 0 || cur != 0 && known[cur].State != store.BackendActive {
 			t.Fatalf("slot %d %v: owner is %+v, used are %v", i, slot, known[cur], active)
@@ -79,7 +85,7 @@ func (w *world) check(t *rapid.T) {
 		}
 	}
 	if bound, one := moveBound(w.active, active, len(table)); one {
-		bound += owed(w.before, w.active, len(table))
+		bound += owed(w.before, w.active, len(table)) + w.kept()
 		if moved := slots.Moves(w.before, table); moved > bound {
 			t.Fatalf("from %v to %v moved %d of %d slots, at most %d should", w.active, active, moved, len(table), bound)
 		}
@@ -109,6 +115,16 @@ func moveBound(before, after []uint32, size int) (bound int, ok bool) {
 		return (size + n - 1) / n, true
 	}
 	return 0, false
+}
+
+// kept is how many slots backends that left had still, which move when they can.
+func (w *world) kept() (n int) {
+	for owner, slots := range w.before.Shares() {
+		if owner != 0 && !slices.Contains(w.active, owner) {
+			n += slots
+		}
+	}
+	return n
 }
 
 // owed is how many slots the used backends were still short of, while slots that
@@ -162,9 +178,10 @@ func TestAnyEvents(t *testing.T) {
 				}
 				w.runs(1)
 			},
-			"goes":  func(*rapid.T) { w.goes("", member()) },
-			"stops": func(*rapid.T) { w.turns(member(), cloud.InstanceStopping) },
-			"runs":  func(*rapid.T) { w.turns(member(), cloud.InstanceRunning) },
+			"goes":   func(*rapid.T) { w.goes("", member()) },
+			"leaves": func(*rapid.T) { w.leaving("", member()) },
+			"stops":  func(*rapid.T) { w.turns(member(), cloud.InstanceStopping) },
+			"runs":   func(*rapid.T) { w.turns(member(), cloud.InstanceRunning) },
 			"verdict": func(*rapid.T) {
 				one := backend()
 				w.says(id, one.Number, rapid.SampledFrom([]string{store.VerdictInitial, store.VerdictSuccess, store.VerdictFailure}).Draw(r, "verdict"))

@@ -45,6 +45,7 @@ func weigh(tx *store.Tx, s service, h hosts, drained ...uint32) (outcome, error)
 	}
 	var balanced time.Time
 	o.table, balanced = assign(table, d.Backends, tx.Now().UTC())
+	part(d.Backends, o.table, tx.Now().UTC())
 	o.again = sooner(o.again, balanced)
 	o.moved = !slices.Equal(o.table, old)
 	if o.moved {
@@ -68,10 +69,11 @@ func (b *Balancers) put(tx *store.Tx, op cloud.ID, o outcome) error {
 	if errors.Is(err, store.ErrExists) {
 		err = cloud.Exists("service", o.service.Body.Name)
 	}
-	if err == nil {
-		tx.AfterCommit(func() { b.news.look(o.service.ID, o.again) })
+	if err != nil {
+		return err
 	}
-	return err
+	tx.AfterCommit(func() { b.news.look(o.service.ID, o.again) })
+	return b.drained(tx, o.service)
 }
 
 // revise stores a service with what follows from its document.
@@ -108,7 +110,8 @@ func readHosts(tx *store.Tx) (hosts, error) {
 
 // PoolChanged brings the services before a pool in step with its members, in
 // the transaction that changed them: a member that runs becomes a backend, gets
-// no flow while it does not run, and is none any more once it is being removed.
+// no flow while it does not run, no new one when it leaves, and is none any more
+// once hosts are told to let it go.
 // The change is noted as made for op, which gets leave to remove what agents
 // hold of those that go.
 func (b *Balancers) PoolChanged(_ context.Context, tx *store.Tx, pool, op cloud.ID) error {
@@ -138,11 +141,12 @@ func (b *Balancers) follow(tx *store.Tx, op cloud.ID, s service) error {
 	if err != nil {
 		return err
 	}
-	before := s.Body.Backends
+	before, most := s.Body.Backends, max(len(s.Body.Backends), len(members))
 	var backends []store.BackendDoc
 	for _, old := range before {
 		if i := slices.IndexFunc(members, func(m member) bool { return m.ID == old.Instance }); i >= 0 {
-			old.Host, old.Address, old.Down = members[i].Body.HostNumber, members[i].Body.Address, !runs(members[i])
+			body := members[i].Body
+			old.Host, old.Address, old.Down, old.Leaving = body.HostNumber, body.Address, !runs(members[i]), body.Leaving
 			backends = append(backends, old)
 			members = slices.Delete(members, i, i+1)
 			continue
@@ -161,7 +165,7 @@ func (b *Balancers) follow(tx *store.Tx, op cloud.ID, s service) error {
 		return err
 	}
 	if op != "" {
-		for _, i := range losses(h, before, backends) {
+		for _, i := range losses(h, before, backends, most) {
 			i.Operation = op
 			if err := tx.AddIntent(i); err != nil {
 				return err
@@ -175,35 +179,11 @@ func (b *Balancers) follow(tx *store.Tx, op cloud.ID, s service) error {
 	return b.put(tx, op, o)
 }
 
-// losses counts what a host loses at most when backends go: those and their
-// checks; and if it is no LB node and had the last one there, all that it held
-// of the service.
-func losses(h hosts, before, after []store.BackendDoc) []store.Intent {
-	here := map[uint32]bool{}
-	for _, b := range after {
-		here[b.Host] = true
-	}
-	gone, whole := 0, false
-	for _, b := range before {
-		if !slices.ContainsFunc(after, func(a store.BackendDoc) bool { return a.Number == b.Number }) {
-			gone++
-			whole = whole || !here[b.Host] && !h.holdsAll(b.Host)
-		}
-	}
-	switch {
-	case gone == 0:
-		return nil
-	case whole:
-		return holdings(len(before))
-	}
-	return backendIntents(gone)
-}
-
 // join makes backends of new members that run.
 func (b *Balancers) join(tx *store.Tx, s service, members []member) ([]store.BackendDoc, error) {
 	var fresh []store.BackendDoc
 	for _, m := range members {
-		if !runs(m) {
+		if !runs(m) || !m.Body.Leaving.IsZero() {
 			continue
 		}
 		number, err := tx.Allocate(store.NumberBackend, backendOwner(s.ID, m.ID))
@@ -222,8 +202,8 @@ func (b *Balancers) join(tx *store.Tx, s service, members []member) ([]store.Bac
 
 type member = store.Doc[store.InstanceDoc]
 
-// membersOf lists the members of a pool that have a port and are not on their
-// way out, by the number of the port.
+// membersOf lists the members of a pool that have a port, by its number. Hosts
+// let go of the others; those that leave are among them.
 func membersOf(tx *store.Tx, pool cloud.ID) ([]member, error) {
 	users, err := tx.Referrers(store.Ref{Kind: store.KindPool, ID: pool})
 	if err != nil {

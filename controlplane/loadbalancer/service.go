@@ -34,11 +34,15 @@ func findService(tx *store.Tx, c api.Call) (balancer, service, error) {
 
 // shownService is a service as a customer sees it. A backend without a verdict
 // is left out: the contract knows only success and failure. One that cannot be
-// reached gets no flow, whatever was found of it before.
+// reached gets no flow, whatever was found of it before. One that leaves is none
+// any more to its owner.
 func shownService(d service) cloud.LoadBalancerService {
 	s := d.Body.LoadBalancerService
 	s.HealthcheckStatus = []cloud.HealthcheckStatus{}
 	for _, b := range d.Body.Backends {
+		if leaves(b) {
+			continue
+		}
 		status := cloud.HealthStatus(b.Verdict)
 		if b.State == store.BackendDead {
 			status = cloud.HealthFailure
@@ -239,6 +243,9 @@ func (b *Balancers) leave(tx *store.Tx, op cloud.ID, s service) error {
 	s.Body.State = cloud.ServiceState(r.State)
 	s.Generation++
 	if err := store.Put(tx, op, s); err != nil {
+		return err
+	}
+	if err := b.drained(tx, s); err != nil {
 		return err
 	}
 	return b.gate.Supersede(tx, s.Ref(), op)
