@@ -19,12 +19,14 @@ import (
 )
 
 // How often expired flows are deleted, and draining ones counted; and for how
-// long after a table was programmed nobody is called empty: other hosts may
-// still send new flows by the table before.
+// long after a table was programmed nobody who is open is called empty: other
+// hosts may still send new flows by the table before.
 const (
 	sweepPeriod = 5 * time.Second
 	drainPeriod = time.Second
 	drainAfter  = 2 * time.Second
+
+	tcp = 6 // the protocol's number
 )
 
 // collect deletes expired flows, and tells which former owners of slots have no
@@ -67,6 +69,7 @@ type lease struct {
 	port       uint32
 	generation uint64 // of the table
 	slots      uint64 // a sum over the slots it owned before
+	closed     bool   // this host lets no new flow in, whoever sends it
 }
 
 type drains struct {
@@ -95,13 +98,22 @@ func former(view table.View, self uint32) map[drainKey]lease {
 				if !ok || b.Host != self {
 					continue
 				}
-				l = lease{port: b.Port, generation: s.Generation}
+				l = lease{port: b.Port, generation: s.Generation, closed: closed(view, s.Service, b)}
 			}
 			l.slots += maphash.Comparable(slotSeed, i)
 			out[k] = l
 		}
 	}
 	return out
+}
+
+// closed reports whether a draining backend gets no new flow from the moment on
+// at which its own host has programmed that. A datagram can open one as long as
+// another host goes by the table before, and with too few backends well all are
+// open.
+func closed(view table.View, service uint32, b wire.Backend) bool {
+	s, ok := table.Get[wire.Service](view, fmt.Sprint(service))
+	return ok && b.Draining && s.Protocol == tcp && !s.Panic
 }
 
 // renew takes the leases of a view over. Who has other slots than before waits
@@ -127,7 +139,7 @@ func (d *drains) renew(leases map[drainKey]lease, now time.Time) (gone []drainKe
 func (d *drains) due(now time.Time) []drainKey {
 	var due []drainKey
 	for k, l := range d.leases {
-		if d.told[k] != l.generation && now.Sub(d.since[k]) >= drainAfter {
+		if d.told[k] != l.generation && (l.closed || now.Sub(d.since[k]) >= drainAfter) {
 			due = append(due, k)
 		}
 	}

@@ -34,9 +34,30 @@ func TestFormerOwnersWaitBeforeTheyAreCounted(t *testing.T) {
 	step("told", time.Hour, aTable(1, 4, 256, [2]uint32{2, 1}, [2]uint32{3, 0}), 0)
 	step("to be told again of the next table", time.Second, aTable(1, 5, 256, [2]uint32{2, 1}, [2]uint32{2, 0}), 1)
 	step("owned other slots before", time.Hour, aTable(1, 6, 256, [2]uint32{2, 0}, [2]uint32{3, 1}), 0)
+	w.mustApply([]wire.Item{draining(aBackend(1, 1, 1, 1))})
+	step("draining: nobody else's table matters", 0, aTable(1, 7, 256, [2]uint32{2, 1}, [2]uint32{2, 0}), 1)
+	d.told[drainKey{1, 1}] = 7
+	step("draining, told", time.Hour, aTable(1, 7, 256, [2]uint32{2, 1}, [2]uint32{2, 0}), 0)
+	for what, change := range map[string]func(*wire.Service){
+		"draining, but a datagram opens a flow": func(s *wire.Service) { s.Protocol = 17 },
+		"draining, but all are open":            func(s *wire.Service) { s.Panic = true },
+	} {
+		d = drains{since: map[drainKey]time.Time{}, told: map[drainKey]uint64{}}
+		service := aService(1)
+		change(&service)
+		w.mustApply([]wire.Item{service})
+		table := aTable(1, 7, 256, [2]uint32{2, 1}, [2]uint32{2, 0})
+		step(what, 0, table, 0)
+		step(what+", for long", drainAfter, table, 1)
+	}
 	if gone := d.renew(nil, now); len(gone) != 1 || len(d.since) != 0 || len(d.told) != 0 {
 		t.Errorf("gone %v, left %v %v", gone, d.since, d.told)
 	}
+}
+
+func draining(b wire.Backend) wire.Backend {
+	b.Draining = true
+	return b
 }
 
 func TestWhichFlowsAreAlive(t *testing.T) {
