@@ -35,7 +35,7 @@ type world struct{ held, freed bool }
 func model(fence fsm.Fence) fsm.Model[world] {
 	return fsm.Model[world]{
 		Machine: &machine, Fence: fence, Budget: 4,
-		External: []fsm.Event{Start, Stop, operation.Delete, Up, Down, Broken, operation.Nacked},
+		External: []fsm.Event{Start, Stop, Reboot, operation.Delete, Up, Down, Broken, operation.Nacked},
 		Apply: func(w world, e fsm.Effect) world {
 			switch {
 			case e.Name == "free":

@@ -30,7 +30,7 @@ func AttachmentOwner(instance, network cloud.ID) string {
 }
 
 // Attachment of the instance to a network, nil if it is not in it.
-func (d *InstanceDoc) Attachment(network cloud.ID) *Attachment {
+func (d InstanceDoc) Attachment(network cloud.ID) *Attachment {
 	for i := range d.Networks {
 		if d.Networks[i].Network == network {
 			return &d.Networks[i]
@@ -49,7 +49,7 @@ func (d *InstanceDoc) ShowNetworks() {
 }
 
 // HasElastic says that an elastic IP is attached to the instance.
-func (d *InstanceDoc) HasElastic(id cloud.ID) bool {
+func (d InstanceDoc) HasElastic(id cloud.ID) bool {
 	return slices.Contains(d.ElasticIPs, cloud.Ref{ID: id})
 }
 
@@ -84,7 +84,7 @@ type ElasticPlace struct {
 }
 
 // Place of an instance, nil if the elastic IP is not attached to it.
-func (d *ElasticIPDoc) Place(instance cloud.ID) *ElasticPlace {
+func (d ElasticIPDoc) Place(instance cloud.ID) *ElasticPlace {
 	for i := range d.Attached {
 		if d.Attached[i].Instance == instance {
 			return &d.Attached[i]

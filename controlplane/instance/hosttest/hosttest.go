@@ -145,6 +145,17 @@ func (host *Host) Instances() map[cloud.ID]wire.Instance {
 	return all
 }
 
+// Items are all that a host holds, decoded.
+func (host *Host) Items() []wire.Item {
+	var items []wire.Item
+	for key, e := range host.held {
+		if item, err := wire.Decode(key.Kind, e.Body); err == nil {
+			items = append(items, item)
+		}
+	}
+	return items
+}
+
 // Held counts what the hosts hold of a kind.
 func (h *Hosts) Held(kind wire.Kind) (n int) {
 	for _, host := range h.hosts {
