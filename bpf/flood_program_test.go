@@ -325,6 +325,7 @@ func TestCopiesPassTheFirewallOfEachPort(t *testing.T) {
 		}
 		s.edit(port21, func(pc *bpf.PortCfg) { pc.Flags |= bpf.PortFirewall; pc.PolicyIn = 900 })
 		s.put("ct_est", port21, s.flows[port5])
+		s.put("ct_new", port21, s.fresh[port5])
 		frame := packet.UDP(ip20+":1", "10.0.0.255:2").MACs(mac20, all).Bytes()
 		s.expect(moved{bpf.ReasonFlooded: 1, bpf.ReasonCopied: 3, bpf.ReasonPolicyIn: 1}, func() { s.tc("vm_in", frame, skb{}) })
 		for name, want := range map[string]int{"p21": 0, "p23": 1, "overlay": 2} {

@@ -34,20 +34,30 @@ func TestBalancedConnection(t *testing.T) {
 			t.Fatalf("state %d (%v), want %d", f.State, ok, want)
 		}
 	}
-	w.into(in.SYN(), n)
+	w.into(in.SYN().Sequence(100), n)
 	state(bpf.CtNew)
-	w.out(reply.SYN().ACK(), fromVIP.SYN().ACK())
+	w.out(reply.SYN().ACK().Sequence(500).Acknowledge(101), fromVIP.SYN().ACK().Sequence(500).Acknowledge(101))
 	state(bpf.CtReplied)
-	w.into(in.ACK(), n)
+	if w.confirmed(port5, key) {
+		t.Error("the answer alone has confirmed the flow")
+	}
+	w.into(in.ACK().Sequence(101).Acknowledge(501), n)
 	state(bpf.CtEstablished)
-	w.out(reply.ACK().Payload([]byte("hello")), fromVIP.ACK().Payload([]byte("hello")))
-	w.into(in.FIN().ACK(), n)
+	if !w.confirmed(port5, key) {
+		t.Error("the third packet has not confirmed the flow")
+	}
+	hello := []byte("hello")
+	w.out(reply.ACK().Sequence(501).Acknowledge(101).Payload(hello), fromVIP.ACK().Sequence(501).Acknowledge(101).Payload(hello))
+	w.into(in.FIN().ACK().Sequence(101).Acknowledge(506), n)
 	state(bpf.CtClosing)
-	w.out(reply.FIN().ACK(), fromVIP.FIN().ACK())
+	w.out(reply.FIN().ACK().Sequence(506).Acknowledge(102), fromVIP.FIN().ACK().Sequence(506).Acknowledge(102))
 	state(bpf.CtClosed)
-	w.into(in.SYN(), n) // the client uses its port again
+	w.into(in.SYN().Sequence(9000), n) // the client uses its port again
 	state(bpf.CtNew)
-	w.out(reply.RST().ACK(), fromVIP.RST().ACK())
+	if w.confirmed(port5, key) {
+		t.Error("the new connection is confirmed")
+	}
+	w.out(reply.RST().ACK().Acknowledge(9001), fromVIP.RST().ACK().Acknowledge(9001))
 	state(bpf.CtReset)
 
 	f, _ := w.flow(port5, key)
@@ -169,7 +179,7 @@ func (w *world) translated(p packet.Packet, ctx skb) (seen string) {
 func TestNoPortLeftToTranslateTo(t *testing.T) {
 	w := newWorld(t)
 	w.admit(web)
-	flows, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 40, ValueSize: 64, MaxEntries: 40000, Flags: unix.BPF_F_NO_PREALLOC})
+	flows, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 40, ValueSize: 112, MaxEntries: 40000, Flags: unix.BPF_F_NO_PREALLOC})
 	must(t, err)
 	defer flows.Close()
 	w.put("ct_est", port5, flows)
@@ -288,8 +298,17 @@ func TestSweepDeletesOnlyTheExpired(t *testing.T) {
 	}
 }
 
+// establish sends the three packets that confirm a flow.
+func (w *world) establish(in packet.Packet) {
+	w.Helper()
+	w.into(in.SYN().Sequence(100), skb{})
+	answer := in.Reply().SYN().ACK().Sequence(500).Acknowledge(101)
+	w.out(answer, answer.TTL(63))
+	w.into(in.ACK().Sequence(101).Acknowledge(501), skb{})
+}
+
 // Without an agent nobody sweeps: a full table makes room of expired flows by
-// itself, and refuses only when all are live.
+// itself. When all are live, the flow stays among the new ones, and goes on.
 func TestFullTableMakesRoom(t *testing.T) {
 	w := newWorld(t)
 	w.admit(web)
@@ -303,13 +322,31 @@ func TestFullTableMakesRoom(t *testing.T) {
 			w.remember(port5, key, f)
 		}
 	}
+	full := func(in packet.Packet) {
+		t.Helper()
+		w.into(in.SYN().Sequence(100), skb{})
+		answer := in.Reply().SYN().ACK().Sequence(500).Acknowledge(101)
+		w.out(answer, answer.TTL(63))
+		for range 2 {
+			w.expect(moved{bpf.ReasonToPort: 1, bpf.ReasonCtQuota: 1}, func() {
+				w.tc("uplink_in", fromRouter(in.ACK().Sequence(101).Acknowledge(501)).Bytes(), skb{})
+			})
+		}
+		if f, ok := w.flow(port5, flowKey(packet.ProtoTCP, client, addr5+":8080")); !ok || f.State != bpf.CtEstablished {
+			t.Errorf("flow %+v, %v", f, ok)
+		}
+	}
 	fill(now())
-	w.refused(packet.TCP(client, addr5+":8080").SYN(), skb{}, bpf.ReasonCtFull)
+	full(packet.TCP(client, addr5+":8080"))
 	fill(now() - 3601e9)
 	// It was swept less than a second ago.
-	w.refused(packet.TCP(client, addr5+":8080").SYN(), skb{}, bpf.ReasonCtFull)
+	full(packet.TCP("192.0.2.9:1235", addr5+":8080"))
 	w.put("ct_swept", port5, now()-2e9)
 	for port := range 200 {
-		w.into(packet.TCP(fmt.Sprintf("192.0.2.9:%d", port+1), addr5+":8080").SYN(), skb{})
+		peer := fmt.Sprintf("192.0.2.9:%d", port+2000)
+		w.establish(packet.TCP(peer, addr5+":8080"))
+		if !w.confirmed(port5, flowKey(packet.ProtoTCP, peer, addr5+":8080")) {
+			t.Fatalf("%s found no room", peer)
+		}
 	}
 }

@@ -67,12 +67,13 @@ type world struct {
 	*testing.T
 	maps  map[string]*ebpf.Map
 	progs map[string]*ebpf.Program
-	flows map[uint32]*ebpf.Map
+	flows map[uint32]*ebpf.Map // confirmed ones, by port
+	fresh map[uint32]*ebpf.Map // and the others
 }
 
 var sizes = map[string]uint32{
 	"slots": 1024, "backends": 256, "backend_stat": 256, "svc": 64, "svc_stat": 64, "nexthops": 16,
-	"port_cfg": 64, "ct_est": 64, "rule_stats": 256, "vtep_seen": 16, "ct_swept": 64, "pace": 64,
+	"port_cfg": 64, "ct_est": 64, "ct_new": 64, "rule_stats": 256, "vtep_seen": 16, "ct_swept": 64, "pace": 64,
 }
 
 // load puts both objects into the kernel, once: uplink_in with its note in
@@ -107,11 +108,14 @@ var load = sync.OnceValues(func() (*world, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &world{maps: uplink.Maps, progs: uplink.Programs, flows: map[uint32]*ebpf.Map{}}
+	w := &world{maps: uplink.Maps, progs: uplink.Programs, flows: map[uint32]*ebpf.Map{}, fresh: map[uint32]*ebpf.Map{}}
 	maps.Copy(w.progs, port.Programs)
 	maps.Copy(w.progs, overlay.Programs)
 	for _, port := range []uint32{port5, port6} {
 		if w.flows[port], err = ebpf.NewMap(specs.Uplink.Maps["ct_est"].InnerMap); err != nil {
+			return nil, err
+		}
+		if w.fresh[port], err = ebpf.NewMap(specs.Uplink.Maps["ct_new"].InnerMap); err != nil {
 			return nil, err
 		}
 	}
@@ -124,13 +128,15 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	base, err := load()
 	must(t, err)
-	w := &world{T: t, maps: base.maps, progs: base.progs, flows: base.flows}
+	w := &world{T: t, maps: base.maps, progs: base.progs, flows: base.flows, fresh: base.fresh}
 	for name, m := range w.maps {
 		w.empty(name, m)
 	}
 	for port, flows := range w.flows {
 		w.empty("flows", flows)
 		w.put("ct_est", port, flows)
+		w.empty("new flows", w.fresh[port])
+		w.put("ct_new", port, w.fresh[port])
 	}
 	w.populate()
 	return w
@@ -356,10 +362,24 @@ func balanced(service uint32, state uint8) bpf.Ct {
 	}
 }
 
+// flow of a port, confirmed or not.
 func (w *world) flow(port uint32, key bpf.CtKey) (bpf.Ct, bool) {
 	var f bpf.Ct
-	err := w.flows[port].Lookup(key, &f)
-	return f, err == nil
+	if w.flows[port].Lookup(key, &f) == nil {
+		return f, true
+	}
+	return f, w.fresh[port].Lookup(key, &f) == nil
+}
+
+// confirmed tells whether the flow is among the confirmed ones, and only there.
+func (w *world) confirmed(port uint32, key bpf.CtKey) bool {
+	w.Helper()
+	var f bpf.Ct
+	est, fresh := w.flows[port].Lookup(key, &f) == nil, w.fresh[port].Lookup(key, &f) == nil
+	if est && fresh {
+		w.Fatalf("flow %+v is in both tables", key)
+	}
+	return est
 }
 
 func (w *world) remember(port uint32, key bpf.CtKey, f bpf.Ct) {

@@ -85,6 +85,14 @@ const (
 	CtFinIn  = uint8(uplinkCtFlagCT_FIN_IN)
 	CtFinOut = uint8(uplinkCtFlagCT_FIN_OUT)
 	CtAlias  = uint8(uplinkCtFlagCT_ALIAS)
+	CtKeep   = uint8(uplinkCtFlagCT_KEEP)
+	CtLoose  = uint8(uplinkCtFlagCT_LOOSE)
+
+	// What is known of the two sides of a TCP flow.
+	CtEndIn  = uint8(uplinkCtHeardCT_END_IN)
+	CtEndOut = uint8(uplinkCtHeardCT_END_OUT)
+	CtAckIn  = uint8(uplinkCtHeardCT_ACK_IN)
+	CtAckOut = uint8(uplinkCtHeardCT_ACK_OUT)
 
 	// Behind the inner Ethernet header of a reachability question.
 	ReachAsk    = uint8(uplinkReachOpREACH_ASK)
@@ -112,8 +120,10 @@ const (
 	// Schema is the version of the layout of all maps: the folder of pins is
 	// called after it.
 	Schema = 1
-	// CtQuota is how many flows a port may have if nobody says otherwise.
-	CtQuota = 8192
+	// CtQuota is how many confirmed flows a port may have if nobody says
+	// otherwise, CtNewMax how many others.
+	CtQuota  = 8192
+	CtNewMax = 1024
 	// GuardMark is the skb mark without which no frame enters a port; a
 	// socket that sends to a port itself sets it with SO_MARK.
 	GuardMark = 0xCA190001

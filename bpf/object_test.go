@@ -137,16 +137,17 @@ func TestSizesOfRecords(t *testing.T) {
 		"backend_stat": {4, 32}, "vteps": {4, 8}, "vtep_seen": {4, 16}, "local": {8, 24}, "fdb": {12, 8}, "port_cfg": {4, 64},
 		"ifindex_port": {4, 4}, "addr_ok": {20, 4}, "addr_port": {16, 4}, "prefixes": {20, 4}, "members": {20, 4},
 		"cidr": {24, 4}, "peer_bm": {12, 128}, "cidr_bm": {12, 128}, "port_bounds": {16, 260}, "port_bm": {12, 128},
-		"rule_ids": {12, 264}, "rule_stats": {4, 16}, "ct_est": {4, 4}, "ct_swept": {4, 8}, "refusals": {4, 16},
+		"rule_ids": {12, 264}, "rule_stats": {4, 16}, "ct_est": {4, 4}, "ct_new": {4, 4}, "ct_swept": {4, 8}, "refusals": {4, 16},
 		"neigh": {20, 12}, "bum": {4, 3088}, "listeners": {28, 8}, "pace": {4, 16}, "punts": {0, 0},
 	} {
 		if m := declared[name]; m == nil || m.KeySize != want[0] || m.ValueSize != want[1] {
 			t.Errorf("%s: %v, want key %d, value %d", name, m, want[0], want[1])
 		}
 	}
-	flows := declared["ct_est"].InnerMap
-	if flows.KeySize != 40 || flows.ValueSize != 64 {
-		t.Errorf("flows: key %d, value %d, want 40 and 64", flows.KeySize, flows.ValueSize)
+	for _, name := range []string{"ct_est", "ct_new"} {
+		if flows := declared[name].InnerMap; flows.KeySize != 40 || flows.ValueSize != 112 {
+			t.Errorf("%s: key %d, value %d, want 40 and 112", name, flows.KeySize, flows.ValueSize)
+		}
 	}
 }
 

@@ -70,6 +70,7 @@ type overlayMapSpecs struct {
 	Cidr        *ebpf.MapSpec `ebpf:"cidr"`
 	CidrBm      *ebpf.MapSpec `ebpf:"cidr_bm"`
 	CtEst       *ebpf.MapSpec `ebpf:"ct_est"`
+	CtNew       *ebpf.MapSpec `ebpf:"ct_new"`
 	CtSwept     *ebpf.MapSpec `ebpf:"ct_swept"`
 	Fdb         *ebpf.MapSpec `ebpf:"fdb"`
 	IfindexPort *ebpf.MapSpec `ebpf:"ifindex_port"`
@@ -109,6 +110,7 @@ type overlayVariableSpecs struct {
 	ExportBumFlag     *ebpf.VariableSpec `ebpf:"export_bum_flag"`
 	ExportCt          *ebpf.VariableSpec `ebpf:"export_ct"`
 	ExportCtFlag      *ebpf.VariableSpec `ebpf:"export_ct_flag"`
+	ExportCtHeard     *ebpf.VariableSpec `ebpf:"export_ct_heard"`
 	ExportCtKey       *ebpf.VariableSpec `ebpf:"export_ct_key"`
 	ExportCtState     *ebpf.VariableSpec `ebpf:"export_ct_state"`
 	ExportDirection   *ebpf.VariableSpec `ebpf:"export_direction"`
@@ -157,6 +159,7 @@ type overlayMaps struct {
 	Cidr        *ebpf.Map `ebpf:"cidr"`
 	CidrBm      *ebpf.Map `ebpf:"cidr_bm"`
 	CtEst       *ebpf.Map `ebpf:"ct_est"`
+	CtNew       *ebpf.Map `ebpf:"ct_new"`
 	CtSwept     *ebpf.Map `ebpf:"ct_swept"`
 	Fdb         *ebpf.Map `ebpf:"fdb"`
 	IfindexPort *ebpf.Map `ebpf:"ifindex_port"`
@@ -199,6 +202,7 @@ func (m *overlayMaps) Close() error {
 		m.Cidr,
 		m.CidrBm,
 		m.CtEst,
+		m.CtNew,
 		m.CtSwept,
 		m.Fdb,
 		m.IfindexPort,
@@ -239,6 +243,7 @@ type overlayVariables struct {
 	ExportBumFlag     *ebpf.Variable `ebpf:"export_bum_flag"`
 	ExportCt          *ebpf.Variable `ebpf:"export_ct"`
 	ExportCtFlag      *ebpf.Variable `ebpf:"export_ct_flag"`
+	ExportCtHeard     *ebpf.Variable `ebpf:"export_ct_heard"`
 	ExportCtKey       *ebpf.Variable `ebpf:"export_ct_key"`
 	ExportCtState     *ebpf.Variable `ebpf:"export_ct_state"`
 	ExportDirection   *ebpf.Variable `ebpf:"export_direction"`

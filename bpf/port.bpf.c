@@ -57,10 +57,10 @@ static __always_inline int from_vm(struct __sk_buff *skb, struct work *w, const 
 	begin_visit(v, f, port, DIRECTION_OUT);
 	v->answer_only = door;
 	reason = track(v, pc);
-	if (!reason && v->flow.service)
-		reason = rewrite_source(skb, f, &v->flow);
-	if (!reason && v->flow.peer_port != f->ip.dport)
-		reason = restore_port(skb, f, &v->flow);
+	if (!reason && v->service)
+		reason = rewrite_source(skb, f, v);
+	if (!reason && v->peer_port != f->ip.dport)
+		reason = restore_port(skb, f, v);
 	if (!reason)
 		reason = hop(skb, f);
 	if (reason)
@@ -162,13 +162,14 @@ SEC("syscall")
 int ct_sweep(struct sweep *s)
 {
 	__u32 port = s->port;
-	void *flows = flows_of(port);
+	void *est = flows_of(port), *fresh = new_flows_of(port);
 	struct sweep done = {};
 
-	if (!flows)
+	if (!est || !fresh)
 		return 1;
 	done.now = bpf_ktime_get_ns();
-	bpf_for_each_map_elem(flows, sweep_flow, &done, 0);
+	bpf_for_each_map_elem(est, sweep_flow, &done, 0);
+	bpf_for_each_map_elem(fresh, sweep_flow, &done, 0);
 	s->live = done.live;
 	s->expired = done.expired;
 	s->now = done.now;

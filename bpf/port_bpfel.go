@@ -84,6 +84,7 @@ type portMapSpecs struct {
 	Cidr        *ebpf.MapSpec `ebpf:"cidr"`
 	CidrBm      *ebpf.MapSpec `ebpf:"cidr_bm"`
 	CtEst       *ebpf.MapSpec `ebpf:"ct_est"`
+	CtNew       *ebpf.MapSpec `ebpf:"ct_new"`
 	CtSwept     *ebpf.MapSpec `ebpf:"ct_swept"`
 	Fdb         *ebpf.MapSpec `ebpf:"fdb"`
 	IfindexPort *ebpf.MapSpec `ebpf:"ifindex_port"`
@@ -124,6 +125,7 @@ type portVariableSpecs struct {
 	ExportBumFlag     *ebpf.VariableSpec `ebpf:"export_bum_flag"`
 	ExportCt          *ebpf.VariableSpec `ebpf:"export_ct"`
 	ExportCtFlag      *ebpf.VariableSpec `ebpf:"export_ct_flag"`
+	ExportCtHeard     *ebpf.VariableSpec `ebpf:"export_ct_heard"`
 	ExportCtKey       *ebpf.VariableSpec `ebpf:"export_ct_key"`
 	ExportCtState     *ebpf.VariableSpec `ebpf:"export_ct_state"`
 	ExportDirection   *ebpf.VariableSpec `ebpf:"export_direction"`
@@ -171,6 +173,7 @@ type portMaps struct {
 	Cidr        *ebpf.Map `ebpf:"cidr"`
 	CidrBm      *ebpf.Map `ebpf:"cidr_bm"`
 	CtEst       *ebpf.Map `ebpf:"ct_est"`
+	CtNew       *ebpf.Map `ebpf:"ct_new"`
 	CtSwept     *ebpf.Map `ebpf:"ct_swept"`
 	Fdb         *ebpf.Map `ebpf:"fdb"`
 	IfindexPort *ebpf.Map `ebpf:"ifindex_port"`
@@ -214,6 +217,7 @@ func (m *portMaps) Close() error {
 		m.Cidr,
 		m.CidrBm,
 		m.CtEst,
+		m.CtNew,
 		m.CtSwept,
 		m.Fdb,
 		m.IfindexPort,
@@ -255,6 +259,7 @@ type portVariables struct {
 	ExportBumFlag     *ebpf.Variable `ebpf:"export_bum_flag"`
 	ExportCt          *ebpf.Variable `ebpf:"export_ct"`
 	ExportCtFlag      *ebpf.Variable `ebpf:"export_ct_flag"`
+	ExportCtHeard     *ebpf.Variable `ebpf:"export_ct_heard"`
 	ExportCtKey       *ebpf.Variable `ebpf:"export_ct_key"`
 	ExportCtState     *ebpf.Variable `ebpf:"export_ct_state"`
 	ExportDirection   *ebpf.Variable `ebpf:"export_direction"`

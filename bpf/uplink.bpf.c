@@ -148,11 +148,11 @@ static __always_inline enum reason heed(const struct note *note, struct visit *v
 
 	if (!s)
 		return REASON_STALE_SERVICE;
-	v->flow.service = s->id;
-	v->flow.vip = s->vip;
-	v->flow.vip_port = s->port;
-	v->flow.backend = note->backend;
-	v->flow.hash = note->hash;
+	v->service = s->id;
+	v->vip = s->vip;
+	v->vip_port = s->port;
+	v->backend = note->backend;
+	v->hash = note->hash;
 	return REASON_NONE;
 }
 

@@ -97,22 +97,33 @@ type uplinkCidrKey struct {
 }
 
 type uplinkCt struct {
-	_          structs.HostLayout
-	Seen       uint64
-	Packets    uint64
-	Vip        uplinkIp16
+	_       structs.HostLayout
+	Seen    uint64
+	Created uint64
+	Packets uint64
+	Bytes   uint64
+	Vip     uplinkIp16
+	Side    [2]struct {
+		_    structs.HostLayout
+		End  uint32
+		Ack  uint32
+		Edge uint32
+	}
 	Service    uint32
 	Backend    uint32
 	Hash       uint32
 	Generation uint32
 	Rule       uint32
+	Idle       uint32
 	VipPort    uint16
 	PeerPort   uint16
 	Match      uint16
 	Direction  uint8
 	State      uint8
 	Flags      uint8
-	Pad        [3]uint8
+	Heard      uint8
+	Scale      [2]uint8
+	Pad        [4]uint8
 }
 
 type uplinkCtFlag uint32
@@ -122,6 +133,17 @@ const (
 	uplinkCtFlagCT_FIN_IN  uplinkCtFlag = 2
 	uplinkCtFlagCT_FIN_OUT uplinkCtFlag = 4
 	uplinkCtFlagCT_ALIAS   uplinkCtFlag = 8
+	uplinkCtFlagCT_KEEP    uplinkCtFlag = 16
+	uplinkCtFlagCT_LOOSE   uplinkCtFlag = 32
+)
+
+type uplinkCtHeard uint32
+
+const (
+	uplinkCtHeardCT_END_IN  uplinkCtHeard = 1
+	uplinkCtHeardCT_END_OUT uplinkCtHeard = 2
+	uplinkCtHeardCT_ACK_IN  uplinkCtHeard = 4
+	uplinkCtHeardCT_ACK_OUT uplinkCtHeard = 8
 )
 
 type uplinkCtKey struct {
@@ -554,7 +576,10 @@ type uplinkWork struct {
 			IcmpCode     uint8
 			Fragment     uint8
 			More         uint8
+			Scale        uint8
+			_            [1]byte
 			Window       uint16
+			_            [2]byte
 			Seq          uint32
 			Ack          uint32
 			FragId       uint32
@@ -572,6 +597,7 @@ type uplinkWork struct {
 		Dst     [6]uint8
 		_       [2]byte
 		Reason  uplinkReason
+		_       [4]byte
 		Packets uint64
 		Bytes   uint64
 	}
@@ -581,16 +607,30 @@ type uplinkWork struct {
 		Port       uint32
 		Direction  uint8
 		TcpFlags   uint8
+		Scale      uint8
 		Opening    bool
 		Host       bool
 		AnswerOnly bool
 		Translated bool
 		NewAlias   bool
-		_          [1]byte
+		Confirmed  bool
+		Stale      bool
 		Match      uint16
 		WirePort   uint16
+		Window     uint16
+		Seq        uint32
+		End        uint32
+		Ack        uint32
 		Packets    uint64
 		Bytes      uint64
+		Vip        uplinkIp16
+		Service    uint32
+		Backend    uint32
+		Hash       uint32
+		Rule       uint32
+		VipPort    uint16
+		PeerPort   uint16
+		_          [4]byte
 		Flow       uplinkCt
 	}
 }
@@ -654,6 +694,7 @@ type uplinkMapSpecs struct {
 	Cidr        *ebpf.MapSpec `ebpf:"cidr"`
 	CidrBm      *ebpf.MapSpec `ebpf:"cidr_bm"`
 	CtEst       *ebpf.MapSpec `ebpf:"ct_est"`
+	CtNew       *ebpf.MapSpec `ebpf:"ct_new"`
 	CtSwept     *ebpf.MapSpec `ebpf:"ct_swept"`
 	Fdb         *ebpf.MapSpec `ebpf:"fdb"`
 	IfindexPort *ebpf.MapSpec `ebpf:"ifindex_port"`
@@ -693,6 +734,7 @@ type uplinkVariableSpecs struct {
 	ExportBumFlag     *ebpf.VariableSpec `ebpf:"export_bum_flag"`
 	ExportCt          *ebpf.VariableSpec `ebpf:"export_ct"`
 	ExportCtFlag      *ebpf.VariableSpec `ebpf:"export_ct_flag"`
+	ExportCtHeard     *ebpf.VariableSpec `ebpf:"export_ct_heard"`
 	ExportCtKey       *ebpf.VariableSpec `ebpf:"export_ct_key"`
 	ExportCtState     *ebpf.VariableSpec `ebpf:"export_ct_state"`
 	ExportDirection   *ebpf.VariableSpec `ebpf:"export_direction"`
@@ -742,6 +784,7 @@ type uplinkMaps struct {
 	Cidr        *ebpf.Map `ebpf:"cidr"`
 	CidrBm      *ebpf.Map `ebpf:"cidr_bm"`
 	CtEst       *ebpf.Map `ebpf:"ct_est"`
+	CtNew       *ebpf.Map `ebpf:"ct_new"`
 	CtSwept     *ebpf.Map `ebpf:"ct_swept"`
 	Fdb         *ebpf.Map `ebpf:"fdb"`
 	IfindexPort *ebpf.Map `ebpf:"ifindex_port"`
@@ -784,6 +827,7 @@ func (m *uplinkMaps) Close() error {
 		m.Cidr,
 		m.CidrBm,
 		m.CtEst,
+		m.CtNew,
 		m.CtSwept,
 		m.Fdb,
 		m.IfindexPort,
@@ -824,6 +868,7 @@ type uplinkVariables struct {
 	ExportBumFlag     *ebpf.Variable `ebpf:"export_bum_flag"`
 	ExportCt          *ebpf.Variable `ebpf:"export_ct"`
 	ExportCtFlag      *ebpf.Variable `ebpf:"export_ct_flag"`
+	ExportCtHeard     *ebpf.Variable `ebpf:"export_ct_heard"`
 	ExportCtKey       *ebpf.Variable `ebpf:"export_ct_key"`
 	ExportCtState     *ebpf.Variable `ebpf:"export_ct_state"`
 	ExportDirection   *ebpf.Variable `ebpf:"export_direction"`

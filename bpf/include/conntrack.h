@@ -1,99 +1,36 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 
+#include "flow.h"
 #include "packet.h"
 #include "policy.h"
+#include "tcp.h"
+#include "visit.h"
 
 /*
- * What is known about a flow at a port. The key is what the VM sees; the value
- * says what the wire sees. uplink (XDP) only reads. uplink_in, vm_in and
- * svc_in create an entry once the policy has admitted its first packet.
+ * Accounting a packet to its flow. uplink_in, vm_in and svc_in create an entry
+ * in ct_new once the policy has admitted its first packet. The third packet, the
+ * initiator's first after an answer, moves it to ct_est: who forges a source
+ * never sends one, whatever the VM answers.
  */
 
-#define SECOND 1000000000ULL
-
-/* One packet at one port. */
-struct visit {
-	struct ct_key key;
-	__u32 port;
-	__u8 direction; /* of this packet at the port */
-	__u8 tcp_flags;
-	bool opening;	  /* a SYN, or any packet of what is not TCP */
-	bool host;	  /* it came through the door */
-	bool answer_only; /* it may belong to a flow, never open one */
-	bool translated;  /* key.peer_port is not the wire's */
-	bool new_alias;
-	__u16 match;
-	__be16 wire_port; /* the peer's, as the packet has it */
-	__u64 packets;
-	__u64 bytes;
-
-	/*
-	 * Going in: the service the packet came through (service, backend, hash,
-	 * vip, vip_port), if any. Coming out: the flow as the table has it, copied,
-	 * because the entry may go while the packet is still here.
-	 */
-	struct ct flow;
-};
-
-static __always_inline __u64 lifetime(const struct ct *f, __u8 proto)
-{
-	if (proto == IPPROTO_ICMP || proto == IPPROTO_ICMPV6)
-		return 5 * SECOND;
-	if (proto == IPPROTO_UDP)
-		return f->state == CT_ESTABLISHED ? 180 * SECOND : 60 * SECOND;
-	if (proto != IPPROTO_TCP)
-		return f->state == CT_ESTABLISHED ? 600 * SECOND : 60 * SECOND;
-	switch (f->state) {
-	case CT_NEW:
-		return 30 * SECOND;
-	case CT_REPLIED:
-	case CT_CLOSED:
-		return 60 * SECOND;
-	case CT_RESET:
-		return 10 * SECOND;
-	default:
-		return 3600 * SECOND;
-	}
-}
-
-static __always_inline bool is_expired(const struct ct *f, __u8 proto, __u64 now)
-{
-	return f->seen + lifetime(f, proto) < now;
-}
-
-static __always_inline bool is_ending(const struct ct *f)
-{
-	return f->state >= CT_CLOSING;
-}
-
-static __always_inline void *flows_of(__u32 port)
-{
-	return bpf_map_lookup_elem(&ct_est, &port);
-}
+#define SMTP_PORT 25
 
 static __always_inline void advance(struct ct *f, const struct visit *v)
 {
-	bool reply = v->direction != f->direction;
+	bool reply = v->direction != f->direction, tcp = v->key.proto == IPPROTO_TCP;
 
-	if (v->tcp_flags & TCP_RST)
-		f->state = CT_RESET;
-	if (f->state == CT_RESET)
+	if (tcp && ends(f, v))
 		return;
-	if (v->tcp_flags & TCP_FIN)
-		f->flags |= v->direction == DIRECTION_IN ? CT_FIN_IN : CT_FIN_OUT;
-	if ((f->flags & (CT_FIN_IN | CT_FIN_OUT)) == (CT_FIN_IN | CT_FIN_OUT))
-		f->state = CT_CLOSED;
-	else if (f->flags & (CT_FIN_IN | CT_FIN_OUT))
-		f->state = CT_CLOSING;
-	else if (reply && f->state == CT_NEW)
+	if (reply && f->state == CT_NEW)
 		f->state = CT_REPLIED;
-	else if (!reply && f->state == CT_REPLIED)
+	else if (!reply && f->state == CT_REPLIED && (!tcp || confirms(f, v)))
 		f->state = CT_ESTABLISHED;
 }
 
-static __always_inline void count_rule(__u32 rule, const struct visit *v)
+static __always_inline void count_rule(const struct visit *v)
 {
+	__u32 rule = v->rule;
 	struct rule_stat *s = bpf_map_lookup_elem(&rule_stats, &rule);
 
 	if (!s)
@@ -102,53 +39,68 @@ static __always_inline void count_rule(__u32 rule, const struct visit *v)
 	s->bytes += v->bytes;
 }
 
+/* May a flow with v's tuple, whose first packet went in this direction, be? */
+static __always_inline enum reason permit(const struct port_cfg *pc, const struct visit *v, __u8 direction, __u16 match,
+					  struct verdict *verdict)
+{
+	struct question q = {
+		.direction = direction,
+		.proto = v->key.proto,
+		.match = match,
+		.scope = pc->vni,
+		.peer = v->key.peer,
+	};
+
+	if (direction == DIRECTION_OUT && q.proto == IPPROTO_TCP && match == SMTP_PORT && !pc->vni &&
+	    !(pc->flags & PORT_SMTP_OPEN))
+		return REASON_SMTP;
+	return judge(pc, &q, verdict);
+}
+
+/* The port's policy is another one since the flow was judged. */
+static __always_inline enum reason judge_again(struct ct *f, const struct port_cfg *pc, const struct visit *v,
+					       __u32 generation)
+{
+	struct verdict verdict = {};
+	enum reason reason = permit(pc, v, f->direction, f->match, &verdict);
+
+	if (reason && !(f->flags & CT_KEEP))
+		return reason;
+	if (!reason) {
+		f->rule = verdict.rule;
+		f->flags &= ~CT_KEEP;
+		if (verdict.flags & VERDICT_KEEP)
+			f->flags |= CT_KEEP;
+	}
+	f->generation = generation;
+	return REASON_NONE;
+}
+
 /* Another packet of a flow that is there. */
 static __always_inline enum reason renew(struct ct *f, const struct port_cfg *pc, const struct visit *v, __u64 now)
 {
 	__u32 generation = READ_ONCE(pc->generation);
+	bool tcp = v->key.proto == IPPROTO_TCP;
+	enum reason reason;
 
 	if (f->generation != generation && !(f->flags & CT_HOST)) {
-		struct question q = {
-			.direction = f->direction,
-			.proto = v->key.proto,
-			.match = f->match,
-			.peer = v->key.peer,
-			.scope = pc->vni,
-		};
-		struct verdict verdict = {};
-		enum reason reason = judge(pc, &q, &verdict);
-
+		reason = judge_again(f, pc, v, generation);
 		if (reason)
 			return reason;
-		f->rule = verdict.rule;
-		f->generation = generation;
 	}
-	advance(f, v);
+	if (tcp && v->tcp_flags & TCP_RST && !may_reset(f, v))
+		return REASON_CT_INVALID_RST;
+	if (!tcp) {
+		advance(f, v);
+	} else if (v->tcp_flags & TCP_RST || fits(f, v)) {
+		advance(f, v);
+		hear(f, v);
+	}
 	f->seen = now;
+	f->idle = pc->established;
 	f->packets += v->packets;
+	f->bytes += v->bytes;
 	return REASON_NONE;
-}
-
-struct bpf_map;
-
-/* What a pass over a port's flows is asked for and what it did. */
-struct sweep {
-	__u32 port;
-	__u32 live;
-	__u32 expired; /* and deleted */
-	__u32 pad;
-	__u64 now;
-};
-
-static long sweep_flow(struct bpf_map *flows, const struct ct_key *key, struct ct *flow, struct sweep *s)
-{
-	if (!is_expired(flow, key->proto, s->now)) {
-		s->live++;
-		return 0;
-	}
-	if (!bpf_map_delete_elem(flows, key))
-		s->expired++;
-	return 0;
 }
 
 /*
@@ -157,7 +109,7 @@ static long sweep_flow(struct bpf_map *flows, const struct ct_key *key, struct c
  * without it. At most once a second a port, since a pass over a table of live
  * flows takes milliseconds and frees nothing.
  */
-static __noinline bool make_room(void *flows, __u32 port, __u64 now)
+static __noinline bool make_room(void *est, __u32 port, __u64 now)
 {
 	struct sweep s = { .now = now };
 	__u64 *last = bpf_map_lookup_elem(&ct_swept, &port);
@@ -165,54 +117,23 @@ static __noinline bool make_room(void *flows, __u32 port, __u64 now)
 	if (!last || now - *last < SECOND)
 		return false;
 	*last = now;
-	bpf_for_each_map_elem(flows, sweep_flow, &s, 0);
+	bpf_for_each_map_elem(est, sweep_flow, &s, 0);
 	return true; /* not whether it freed any: the verifier would follow every count */
 }
 
-/* The first packet of a flow: ask the policy, then remember. */
-static __always_inline enum reason begin(void *flows, const struct port_cfg *pc, struct visit *v, __u64 now)
+/* Put v's record under key among the confirmed ones. */
+static __always_inline bool confirm(void *est, const struct ct_key *key, struct visit *v, __u64 now)
 {
-	struct ct *f = &v->flow;
-	enum reason reason;
-
-	if (v->answer_only)
-		return REASON_NO_DOOR_FLOW;
-	f->generation = READ_ONCE(pc->generation);
-	if (!v->host) {
-		struct question q = {
-			.direction = v->direction,
-			.proto = v->key.proto,
-			.match = v->match,
-			.peer = v->key.peer,
-			.scope = pc->vni,
-		};
-		struct verdict verdict = {};
-
-		reason = judge(pc, &q, &verdict);
-		if (reason)
-			return reason;
-		f->rule = verdict.rule;
-	}
-	f->seen = now;
-	f->packets = v->packets;
-	f->peer_port = v->wire_port;
-	f->match = v->match;
-	f->direction = v->direction;
-	f->state = CT_NEW;
-	f->flags = v->host ? CT_HOST : 0;
-	advance(f, v);
-	if (!bpf_map_update_elem(flows, &v->key, f, BPF_ANY))
-		return REASON_NONE;
-	if (make_room(flows, v->port, now) && !bpf_map_update_elem(flows, &v->key, f, BPF_ANY))
-		return REASON_NONE;
-	return REASON_CT_FULL;
+	if (!bpf_map_update_elem(est, key, &v->flow, BPF_ANY))
+		return true;
+	return make_room(est, v->port, now) && !bpf_map_update_elem(est, key, &v->flow, BPF_ANY);
 }
 
 /* Two services, or a service and the instance's own address, can give one
  * client the same tuple at the port. */
 static __always_inline bool is_same_service(const struct ct *f, const struct visit *v)
 {
-	return f->service == v->flow.service && f->vip_port == v->flow.vip_port;
+	return f->service == v->service && f->vip_port == v->vip_port;
 }
 
 /* May the packet take over an entry that is another service's? */
@@ -228,9 +149,9 @@ static __always_inline struct ct_key alias_of(const struct visit *v)
 
 	alias.alias = 1;
 	alias.peer_port = v->wire_port;
-	if (v->flow.service) {
-		alias.own = v->flow.vip;
-		alias.own_port = v->flow.vip_port;
+	if (v->service) {
+		alias.own = v->vip;
+		alias.own_port = v->vip_port;
 	}
 	return alias;
 }
@@ -242,21 +163,20 @@ static __always_inline struct ct_key alias_of(const struct visit *v)
  * client's, the one it saw before or a free one. The address the group sees
  * stays.
  */
-static __noinline enum reason translate(void *flows, struct visit *v, __u64 now)
+static __noinline enum reason translate(void *est, void *fresh, struct visit *v, __u64 now)
 {
 	struct ct_key alias = alias_of(v);
-	struct ct *f = bpf_map_lookup_elem(flows, &alias);
+	struct ct *f = live_flow(est, fresh, &alias, now);
 
 	v->translated = true;
-	if (f && !is_expired(f, alias.proto, now)) {
+	if (f) {
 		f->seen = now;
 		v->key.peer_port = f->peer_port;
 		return REASON_NONE;
 	}
 	for (int i = 0; i < TRANSLATION_TRIES; i++) {
 		v->key.peer_port = bpf_htons(32768 | (bpf_get_prandom_u32() & 0x7fff));
-		f = bpf_map_lookup_elem(flows, &v->key);
-		if (f && !is_expired(f, alias.proto, now))
+		if (live_flow(est, fresh, &v->key, now))
 			continue;
 		v->new_alias = true;
 		return REASON_NONE;
@@ -264,76 +184,180 @@ static __noinline enum reason translate(void *flows, struct visit *v, __u64 now)
 	return REASON_CT_COLLISION;
 }
 
-/* Have the next packet find the flow that v has just begun: its record again,
- * as an alias, under the tuple of the wire. There is no stack for a second. */
-static __noinline enum reason remember_alias(void *flows, struct visit *v)
+/* Have the next packet find the flow that v's record begins: the record again,
+ * as an alias, under the tuple of the wire. It is in the table of its flow. */
+static __noinline enum reason remember_alias(void *table, struct visit *v)
 {
 	struct ct_key alias = alias_of(v);
 	__u8 flags = v->flow.flags, state = v->flow.state;
-	bool full;
+	long full;
 
 	v->flow.flags = CT_ALIAS;
 	v->flow.state = CT_ESTABLISHED;
 	v->flow.peer_port = v->key.peer_port;
-	full = bpf_map_update_elem(flows, &alias, &v->flow, BPF_ANY);
+	full = bpf_map_update_elem(table, &alias, &v->flow, BPF_ANY);
 	v->flow.flags = flags;
 	v->flow.state = state;
 	v->flow.peer_port = v->wire_port;
 	return full ? REASON_CT_FULL : REASON_NONE;
 }
 
-/* The flow under v's key, unless it is over or the packet begins it anew. */
-static __always_inline struct ct *find(void *flows, const struct visit *v, __u64 now)
+/* The record of a flow that begins with v's packet. */
+static __always_inline void fill_flow(struct visit *v, const struct port_cfg *pc, const struct verdict *verdict,
+				      __u32 generation, __u64 now)
 {
-	struct ct *f = bpf_map_lookup_elem(flows, &v->key);
+	struct ct *f = &v->flow;
 
-	if (f && is_expired(f, v->key.proto, now))
-		return NULL;
-	if (f && v->tcp_flags & TCP_SYN && v->opening && is_ending(f))
-		return NULL;
-	return f;
+	__builtin_memset(f, 0, sizeof(*f));
+	f->seen = f->created = now;
+	f->packets = v->packets;
+	f->bytes = v->bytes;
+	f->vip = v->vip;
+	f->vip_port = v->vip_port;
+	f->service = v->service;
+	f->backend = v->backend;
+	f->hash = v->hash;
+	f->generation = generation;
+	f->rule = v->rule = verdict->rule;
+	f->idle = pc->established;
+	f->peer_port = v->wire_port;
+	f->match = v->match;
+	f->direction = v->direction;
+	f->state = CT_NEW;
+	if (v->host)
+		f->flags = CT_HOST;
+	else if (verdict->flags & VERDICT_KEEP)
+		f->flags = CT_KEEP;
+	if (v->key.proto != IPPROTO_TCP)
+		return;
+	hear_first(f, v);
+	ends(f, v);
+}
+
+/* RFC 9293 opens with a SYN; what goes on elsewhere comes without one. */
+static __always_inline bool is_out_of_place(const struct port_cfg *pc, const struct visit *v, __u64 now)
+{
+	return !v->opening && !v->host && pc->flags & PORT_STRICT && now >= READ_ONCE(pc->loose_until);
+}
+
+/* The first packet of a flow: ask the policy, then remember. */
+static __always_inline enum reason begin(void *est, void *fresh, const struct port_cfg *pc, struct visit *v, __u64 now)
+{
+	__u32 generation = READ_ONCE(pc->generation);
+	struct verdict verdict = {};
+	enum reason reason;
+
+	if (v->answer_only)
+		return REASON_NO_DOOR_FLOW;
+	if (is_out_of_place(pc, v, now))
+		return REASON_CT_NO_SYN;
+	if (!v->host) {
+		reason = permit(pc, v, v->direction, v->match, &verdict);
+		if (reason)
+			return reason;
+	}
+	fill_flow(v, pc, &verdict, generation, now);
+	if (v->stale)
+		bpf_map_delete_elem(est, &v->key);
+	if (v->host && confirm(est, &v->key, v, now))
+		return REASON_NONE;
+	if (bpf_map_update_elem(fresh, &v->key, &v->flow, BPF_ANY))
+		return REASON_CT_FULL;
+	return v->new_alias ? remember_alias(fresh, v) : REASON_NONE;
+}
+
+/*
+ * The initiator has spoken after an answer. A full table leaves the flow where
+ * it is: it goes on there until newer ones push it out.
+ */
+static __noinline void promote(void *est, void *fresh, struct visit *v, const struct ct *f, __u64 now)
+{
+	v->flow = *f;
+	if (!confirm(est, &v->key, v, now)) {
+		count(REASON_CT_QUOTA, 1);
+		return;
+	}
+	bpf_map_delete_elem(fresh, &v->key);
+	if (v->translated && !remember_alias(est, v)) {
+		struct ct_key alias = alias_of(v);
+
+		bpf_map_delete_elem(fresh, &alias);
+	}
+}
+
+static __always_inline bool is_over(const struct ct *f, const struct visit *v, __u64 now)
+{
+	return is_expired(f, v->key.proto, now) || (v->tcp_flags & TCP_SYN && v->opening && is_ending(f));
+}
+
+/* The flow under v's key, unless it is over or the packet begins it anew. */
+static __always_inline struct ct *find(void *est, void *fresh, struct visit *v, __u64 now)
+{
+	struct ct *f = bpf_map_lookup_elem(est, &v->key);
+
+	v->confirmed = f && !is_over(f, v, now);
+	v->stale = f && !v->confirmed;
+	if (v->confirmed)
+		return f;
+	f = bpf_map_lookup_elem(fresh, &v->key);
+	return f && !is_over(f, v, now) ? f : NULL;
+}
+
+/* The flow's, not the packet's, from here on. */
+static __always_inline void take_over(struct visit *v, const struct ct *f)
+{
+	v->vip = f->vip;
+	v->vip_port = f->vip_port;
+	v->service = f->service;
+	v->peer_port = f->peer_port;
+	v->rule = f->rule;
 }
 
 /*
  * Account the packet to its flow at the port and judge it. REASON_NONE admits
- * it and leaves the flow in v->flow; anything else is why it drops. No caller
- * passes NULL.
+ * it and leaves the flow in *v; anything else is why it drops. No caller passes
+ * NULL.
  */
 __noinline enum reason track(struct visit *v, const struct port_cfg *pc)
 {
 	__u64 now = bpf_ktime_get_ns();
+	void *est, *fresh;
 	enum reason reason;
-	void *flows;
 	struct ct *f;
 
 	if (!v || !pc)
 		return REASON_NO_PORT;
-	flows = flows_of(v->port);
-	if (!flows)
+	est = flows_of(v->port);
+	if (!est)
 		return REASON_NO_CT;
-	f = find(flows, v, now);
+	fresh = new_flows_of(v->port);
+	if (!fresh)
+		return REASON_NO_CT;
+	f = find(est, fresh, v, now);
 	if (f && v->direction == DIRECTION_IN && !is_same_service(f, v)) {
 		bool replaced = is_replaceable(f, v);
 
-		reason = replaced ? REASON_NONE : translate(flows, v, now);
+		v->stale = replaced && v->confirmed;
+		reason = replaced ? REASON_NONE : translate(est, fresh, v, now);
 		if (reason)
 			return reason;
-		f = replaced ? NULL : find(flows, v, now);
+		f = replaced ? NULL : find(est, fresh, v, now);
 	}
 	if (!f) {
-		reason = begin(flows, pc, v, now);
-		if (!reason && v->new_alias)
-			reason = remember_alias(flows, v);
+		reason = begin(est, fresh, pc, v, now);
 		if (!reason)
-			count_rule(v->flow.rule, v);
+			count_rule(v);
 		return reason;
 	}
 	reason = renew(f, pc, v, now);
 	if (reason) {
-		bpf_map_delete_elem(flows, &v->key);
+		if (reason != REASON_CT_INVALID_RST)
+			bpf_map_delete_elem(v->confirmed ? est : fresh, &v->key);
 		return reason;
 	}
-	v->flow = *f;
-	count_rule(v->flow.rule, v);
+	take_over(v, f);
+	if (!v->confirmed && v->direction == f->direction && f->state == CT_ESTABLISHED)
+		promote(est, fresh, v, f, now);
+	count_rule(v);
 	return REASON_NONE;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 
-#include "conntrack.h"
+#include "flow.h"
 #include "nlb.h"
 #include "reach.h"
 #include "refuse.h"
@@ -138,35 +138,31 @@ static __always_inline enum fate weigh(const struct trip *t, bool known, __u32 n
 	return FATE_DELIVER;
 }
 
-/* Another flow has the tuple: is this one there under a translated port? */
-static __always_inline bool has_alias(void *flows, struct ct_key key, const struct svc *s)
-{
-	struct ct *f;
-
-	key.alias = 1;
-	key.own = s->vip;
-	key.own_port = s->port;
-	f = bpf_map_lookup_elem(flows, &key);
-	return f && !is_expired(f, key.proto, bpf_ktime_get_ns());
-}
-
 /*
- * Does this port know the flow as one of this service? A SYN on an
- * ending flow begins a new one, so for it that flow is not known.
+ * Does this port know the flow as one of this service? It may be there under a
+ * translated port, when another flow has its tuple. A SYN on an ending flow
+ * begins a new one, so for it that flow is not known.
  */
-static __noinline bool is_known(const struct ct_key *key, __u32 port, const struct svc *s, bool syn)
+static __noinline bool is_known(struct ct_key *key, __u32 port, const struct svc *s, bool syn)
 {
-	void *flows = flows_of(port);
+	__u64 now = bpf_ktime_get_ns();
+	void *est = flows_of(port), *fresh;
 	struct ct *f;
 
-	if (!flows || !s)
+	if (!est || !s)
 		return false;
-	f = bpf_map_lookup_elem(flows, key);
-	if (!f || is_expired(f, key->proto, bpf_ktime_get_ns()))
+	fresh = new_flows_of(port);
+	if (!fresh)
 		return false;
-	if (f->service != s->id || f->vip_port != s->port)
-		return has_alias(flows, *key, s);
-	return !(syn && is_ending(f));
+	f = live_flow(est, fresh, key, now);
+	if (!f)
+		return false;
+	if (f->service == s->id && f->vip_port == s->port)
+		return !(syn && is_ending(f));
+	key->alias = 1;
+	key->own = s->vip;
+	key->own_port = s->port;
+	return live_flow(est, fresh, key, now) != NULL;
 }
 
 static __always_inline bool is_known_here(const struct trip *t)

@@ -22,6 +22,7 @@ const enum scope *const export_scope;
 const enum direction *const export_direction;
 const enum ct_state *const export_ct_state;
 const enum ct_flag *const export_ct_flag;
+const enum ct_heard *const export_ct_heard;
 const enum reach_op *const export_reach_op;
 const enum bum_flag *const export_bum_flag;
 const enum note_flag *const export_note_flag;

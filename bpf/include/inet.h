@@ -3,6 +3,7 @@
 
 #include <linux/ipv6.h>
 
+#include "address.h"
 #include "packet.h"
 
 /*
@@ -32,6 +33,7 @@ struct inet {
 	__u8 icmp_code;
 	__u8 fragment; /* enum fragment */
 	__u8 more;     /* fragments follow */
+	__u8 scale;    /* that a SYN names; SCALE_NONE: none */
 	__u16 window;  /* as in the header, not scaled */
 	__u32 seq;
 	__u32 ack;
@@ -67,46 +69,6 @@ struct fraghdr {
 	__be32 id;
 };
 
-/* Addresses of IPv6 */
-
-static __always_inline __u32 word_of(const struct ip16 *ip, int i)
-{
-	return ((const __u32 *)ip->b)[i];
-}
-
-static __always_inline bool same_ip(const struct ip16 *a, const struct ip16 *b)
-{
-	return word_of(a, 3) == word_of(b, 3) && word_of(a, 2) == word_of(b, 2) && word_of(a, 1) == word_of(b, 1) &&
-	       word_of(a, 0) == word_of(b, 0);
-}
-
-static __always_inline bool is_v4(const struct ip16 *ip)
-{
-	return !word_of(ip, 0) && !word_of(ip, 1) && word_of(ip, 2) == bpf_htonl(0xffff);
-}
-
-static __always_inline bool is_unspecified(const struct ip16 *ip)
-{
-	return !word_of(ip, 0) && !word_of(ip, 1) && !word_of(ip, 2) && !word_of(ip, 3);
-}
-
-/* fe80::/10 */
-static __always_inline bool is_link_local(const struct ip16 *ip)
-{
-	return ip->b[0] == 0xfe && (ip->b[1] & 0xc0) == 0x80;
-}
-
-static __always_inline bool is_multicast6(const struct ip16 *ip)
-{
-	return ip->b[0] == 0xff;
-}
-
-/* ::/96: unspecified, loopback and the long deprecated IPv4-compatible ones. */
-static __always_inline bool is_low6(const struct ip16 *ip)
-{
-	return !word_of(ip, 0) && !word_of(ip, 1) && !word_of(ip, 2);
-}
-
 /* May no packet that is routed have this source? Only the host's own services
  * use link-local ones. */
 static __always_inline bool is_bad_source(const struct inet *p)
@@ -138,7 +100,35 @@ static __always_inline bool is_odd_tcp(__u8 flags)
 	return !flags || flags == TCP_FIN || (flags & TCP_SYN && flags & (TCP_FIN | TCP_RST));
 }
 
-static __always_inline enum reason read_tcp(struct cursor *c, struct inet *p, __u32 room)
+#define SCALE_NONE	 255
+#define TCP_OPTIONS_MAX	 40
+#define TCP_OPTION_END	 0
+#define TCP_OPTION_NOP	 1
+#define TCP_OPTION_SCALE 3
+
+/* The window scale among a SYN's options (RFC 7323, 2.2): at most 14. */
+static __noinline __u8 window_scale(struct __sk_buff *skb, __u32 at, __u32 length)
+{
+	__u8 option[64] = {};
+	__u32 pos = 0;
+
+	if (!length || length > TCP_OPTIONS_MAX || bpf_skb_load_bytes(skb, at, option, length))
+		return SCALE_NONE;
+	for (int i = 0; i < TCP_OPTIONS_MAX; i++) {
+		__u8 kind = option[pos & 63], size = option[(pos + 1) & 63], scale = option[(pos + 2) & 63];
+
+		if (pos + 2 >= length || kind == TCP_OPTION_END)
+			return SCALE_NONE;
+		if (kind == TCP_OPTION_SCALE)
+			return scale < 14 ? scale : 14;
+		pos += kind == TCP_OPTION_NOP ? 1 : size;
+		if (kind != TCP_OPTION_NOP && size < 2)
+			return SCALE_NONE;
+	}
+	return SCALE_NONE;
+}
+
+static __always_inline enum reason read_tcp(struct __sk_buff *skb, struct cursor *c, struct inet *p, __u32 room)
 {
 	struct tcphdr *tcp = take(c, sizeof(*tcp));
 	__u32 length;
@@ -158,7 +148,11 @@ static __always_inline enum reason read_tcp(struct cursor *c, struct inet *p, __
 	p->seq = bpf_ntohl(tcp->seq);
 	p->ack = bpf_ntohl(tcp->ack_seq);
 	p->payload = p->l4 + length;
-	return is_odd_tcp(p->tcp_flags) ? REASON_TCP_FLAGS : REASON_NONE;
+	if (is_odd_tcp(p->tcp_flags))
+		return REASON_TCP_FLAGS;
+	if (p->tcp_flags & TCP_SYN)
+		p->scale = window_scale(skb, p->l4 + sizeof(*tcp), length - sizeof(*tcp));
+	return REASON_NONE;
 }
 
 static __always_inline enum reason read_udp(struct cursor *c, struct inet *p, __u32 room)
@@ -220,7 +214,7 @@ static __always_inline enum reason read_l4(struct __sk_buff *skb, struct inet *p
 		return REASON_MALFORMED;
 	switch (p->proto) {
 	case IPPROTO_TCP:
-		return read_tcp(&c, p, room);
+		return read_tcp(skb, &c, p, room);
 	case IPPROTO_UDP:
 		return read_udp(&c, p, room);
 	case IPPROTO_ICMP:

@@ -31,31 +31,64 @@ enum ct_state {
 };
 
 enum ct_flag {
-	CT_HOST = 1, /* opened by the host through its door */
+	CT_HOST = 1, /* of the host's own services: no policy is asked */
 	CT_FIN_IN = 2,
 	CT_FIN_OUT = 4,
-	CT_ALIAS = 8, /* no flow: peer_port is the one the VM sees */
+	CT_ALIAS = 8,  /* no flow: peer_port is the one the VM sees */
+	CT_KEEP = 16,  /* its rule said that it outlives it */
+	CT_LOOSE = 32, /* TCP that was under way: how windows are scaled is not known */
+};
+
+/* What is known of the two sides of a TCP flow. */
+enum ct_heard {
+	CT_END_IN = 1, /* side[].end */
+	CT_END_OUT = 2,
+	CT_ACK_IN = 4, /* side[].ack and edge */
+	CT_ACK_OUT = 8,
+};
+
+/* Who sends in one direction of a TCP flow, in sequence numbers. */
+struct ct_side {
+	__u32 end;  /* behind the last it has sent */
+	__u32 ack;  /* the next that it waits for */
+	__u32 edge; /* behind the last that it takes */
 };
 
 struct ct {
-	__u64 seen;	 /* CLOCK_MONOTONIC ns of the last packet */
-	__u64 packets;	 /* both ways */
-	struct ip16 vip; /* of the service, with vip_port; :: if none */
-	__u32 service;	 /* 0: none */
+	__u64 seen;		/* CLOCK_MONOTONIC ns of the last packet */
+	__u64 created;		/* and of the first */
+	__u64 packets;		/* both ways */
+	__u64 bytes;		/* of IP, both ways */
+	struct ip16 vip;	/* of the service, with vip_port; :: if none */
+	struct ct_side side[2]; /* by enum direction */
+	__u32 service;		/* 0: none */
 	__u32 backend;
 	__u32 hash;	  /* flow hash; & slot mask is the slot */
 	__u32 generation; /* the port's when this was last judged */
 	__u32 rule;	  /* that admitted it; 0: no rule was needed */
+	__u32 idle;	  /* seconds that it lives without a packet when established; 0: as usual */
 	__be16 vip_port;
 	__be16 peer_port; /* on the wire */
 	__u16 match;	  /* port by which the policy judged */
 	__u8 direction;	  /* of the first packet */
 	__u8 state;	  /* enum ct_state */
 	__u8 flags;	  /* enum ct_flag */
-	__u8 pad[3];
+	__u8 heard;	  /* enum ct_heard */
+	__u8 scale[2];	  /* of side[]'s window */
+	__u8 pad[4];
 };
 
-#define CT_QUOTA 8192
+#define CT_NEW_MAX 1024
+#define CT_QUOTA   8192
+
+/* A port's flows that nobody has confirmed. A full one forgets those that were
+ * not used for longest: a flood costs only itself. */
+struct new_flows {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, CT_NEW_MAX);
+	__type(key, struct ct_key);
+	__type(value, struct ct);
+};
 
 /* A port's flows. Without prealloc: an empty one costs 132 KB. */
 struct flows {
@@ -67,10 +100,19 @@ struct flows {
 };
 
 /*
- * Outer map written by the loader when it attaches a port, indexed by the
- * zone's port id, as port_cfg is. Inner maps are written by uplink_in, vm_in
- * and svc_in, and swept by the agent; their size is the port's quota.
+ * Flows are in ct_new until their initiator has spoken after the answer, then in
+ * ct_est; those of the host's own services at once. Outer maps written by the
+ * loader when it attaches a port, indexed by the zone's port id, as port_cfg is.
+ * Inner maps are written by uplink_in, vm_in and svc_in.
  */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__array(values, struct new_flows);
+} ct_new SEC(".maps");
+
+/* As ct_new. Inner maps are swept by the agent; their size is the port's quota. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, 65536);

@@ -4,7 +4,7 @@
 #include <linux/pkt_cls.h>
 
 #include "conntrack.h"
-#include "inet.h"
+#include "visit.h"
 
 /*
  * Into a port. The same steps whoever brings the packet: the uplink, another
@@ -13,16 +13,6 @@
 
 /* Without it vm_guard lets no frame into a port. */
 #define GUARD_MARK 0xca190001
-
-struct frame {
-	struct inet ip;
-	__be16 proto; /* of Ethernet */
-	__u8 src[ETH_ALEN];
-	__u8 dst[ETH_ALEN];
-	enum reason reason; /* what reading the packet came to */
-	__u64 packets;	    /* on the wire; an skb may be many */
-	__u64 bytes;	    /* of IP, with the headers of each */
-};
 
 /* What a program needs for one packet and has no stack for. */
 struct work {
@@ -41,7 +31,7 @@ struct {
 	__type(value, struct work);
 } scratch SEC(".maps");
 
-/* Room for this packet, its frame empty; the visit is begin_visit's. */
+/* Room for this packet, its frame empty; the visit is for begin_visit to empty. */
 static __always_inline struct work *begin_work(void)
 {
 	__u32 key = 0;
@@ -156,25 +146,6 @@ static __noinline struct port_cfg *port_at(const struct ip16 *ip, __u32 *port)
 		return NULL;
 	*port = *id;
 	return port_by_id(*id);
-}
-
-/* The packet at the port v->port, all else of *v anew. */
-static __always_inline void begin_visit(struct visit *v, const struct frame *f, __u32 port, __u8 direction)
-{
-	__builtin_memset(v, 0, sizeof(*v));
-	v->port = port;
-	v->direction = direction;
-	v->key.peer = direction == DIRECTION_IN ? f->ip.src : f->ip.dst;
-	v->key.own = direction == DIRECTION_IN ? f->ip.dst : f->ip.src;
-	v->key.peer_port = direction == DIRECTION_IN ? f->ip.sport : f->ip.dport;
-	v->key.own_port = direction == DIRECTION_IN ? f->ip.dport : f->ip.sport;
-	v->key.proto = f->ip.proto;
-	v->wire_port = v->key.peer_port;
-	v->tcp_flags = f->ip.tcp_flags;
-	v->opening = f->ip.proto != IPPROTO_TCP || is_opening_tcp(&f->ip);
-	v->match = f->ip.match;
-	v->packets = f->packets;
-	v->bytes = f->bytes;
 }
 
 static __always_inline long write_macs(struct __sk_buff *skb, const __u8 *dst, const __u8 *src)

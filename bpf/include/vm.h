@@ -57,29 +57,29 @@ static __always_inline enum reason hop(struct __sk_buff *skb, const struct frame
 }
 
 /* instance:target-port → VIP:port, as the flow says. Services are IPv4's. */
-static __always_inline enum reason rewrite_source(struct __sk_buff *skb, struct frame *f, const struct ct *flow)
+static __always_inline enum reason rewrite_source(struct __sk_buff *skb, struct frame *f, const struct visit *v)
 {
 	bool tcp = f->ip.proto == IPPROTO_TCP;
 	__u32 check = f->ip.l4 + (tcp ? offsetof(struct tcphdr, check) : offsetof(struct udphdr, check));
 	__u64 mangled = tcp ? 0 : BPF_F_MARK_MANGLED_0;
-	__be32 from = ip16_v4(&f->ip.src), to = ip16_v4(&flow->vip);
+	__be32 from = ip16_v4(&f->ip.src), to = ip16_v4(&v->vip);
 
 	if (bpf_l4_csum_replace(skb, check, from, to, mangled | BPF_F_PSEUDO_HDR | 4) ||
-	    write_port(skb, f, offsetof(struct tcphdr, source), f->ip.sport, flow->vip_port) ||
+	    write_port(skb, f, offsetof(struct tcphdr, source), f->ip.sport, v->vip_port) ||
 	    bpf_l3_csum_replace(skb, IP_OFFSET(check), from, to, 4) ||
 	    bpf_skb_store_bytes(skb, IP_OFFSET(saddr), &to, sizeof(to), 0))
 		return REASON_MALFORMED;
-	f->ip.src = flow->vip;
-	f->ip.sport = flow->vip_port;
+	f->ip.src = v->vip;
+	f->ip.sport = v->vip_port;
 	return REASON_NONE;
 }
 
 /* The port that the VM knows the client by → the client's own. */
-static __always_inline enum reason restore_port(struct __sk_buff *skb, struct frame *f, const struct ct *flow)
+static __always_inline enum reason restore_port(struct __sk_buff *skb, struct frame *f, const struct visit *v)
 {
-	if (write_port(skb, f, offsetof(struct tcphdr, dest), f->ip.dport, flow->peer_port))
+	if (write_port(skb, f, offsetof(struct tcphdr, dest), f->ip.dport, v->peer_port))
 		return REASON_MALFORMED;
-	f->ip.dport = flow->peer_port;
+	f->ip.dport = v->peer_port;
 	return REASON_NONE;
 }
 

@@ -111,7 +111,7 @@ func (a *Agent) count(port uint32) int {
 	}
 	defer flows.Close()
 	n := 0
-	if err := eachFlow(flows, func(bpf.CtKey, bpf.Ct) { n++ }); err != nil {
+	if err := flows.Each(func(bpf.CtKey, bpf.Ct) { n++ }); err != nil {
 		return 0
 	}
 	return n
@@ -251,10 +251,9 @@ func (a *Agent) knows(view table.View, f debug.Flow, service uint32) bool {
 			Peer: bpf.IP16(f.Client.Addr()), Own: bpf.IP16(b.Address), PeerPort: bpf.BE16(f.Client.Port()),
 			OwnPort: bpf.BE16(b.TargetPort), Proto: f.Protocol,
 		}
-		var entry bpf.Ct
-		err = flows.Lookup(key, &entry)
+		entry, known := flows.Lookup(key)
 		flows.Close()
-		if err == nil && entry.Service == service {
+		if known && entry.Service == service {
 			return true
 		}
 	}

@@ -191,7 +191,7 @@ func (a *Agent) liveFlows(port uint32, k drainKey, body []byte) (int, error) {
 		return 0, err
 	}
 	n, now := 0, uint64(monotonic())
-	err = eachFlow(flows, func(key bpf.CtKey, f bpf.Ct) {
+	err = flows.Each(func(key bpf.CtKey, f bpf.Ct) {
 		if f.Service == k.service && f.Backend == k.backend && t.Select(f.Hash).Cur() != k.backend && alive(key, f, now) {
 			n++
 		}
@@ -205,35 +205,29 @@ func alive(key bpf.CtKey, f bpf.Ct, now uint64) bool {
 	if f.State == bpf.CtClosed || f.State == bpf.CtReset {
 		return false
 	}
-	life := time.Hour
-	switch {
-	case key.Proto == 1:
-		life = 5 * time.Second
-	case key.Proto == 17 && f.State == bpf.CtEstablished:
-		life = 180 * time.Second
-	case key.Proto == 17, f.State == bpf.CtReplied:
-		life = time.Minute
-	case f.State == bpf.CtNew:
-		life = 30 * time.Second
-	}
-	return f.Seen+uint64(life) >= now
+	return f.Seen+uint64(lifetime(key.Proto, f)) >= now
 }
 
-// eachFlow reads a flow table in batches; flows that come or go meanwhile may
-// be seen or not.
-func eachFlow(flows *ebpf.Map, visit func(bpf.CtKey, bpf.Ct)) error {
-	var cursor ebpf.MapBatchCursor
-	keys, values := make([]bpf.CtKey, 1024), make([]bpf.Ct, 1024)
-	for {
-		n, err := flows.BatchLookup(&cursor, keys, values, nil)
-		for i := range n {
-			visit(keys[i], values[i])
-		}
-		if errors.Is(err, ebpf.ErrKeyNotExist) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("read flows: %w", err)
-		}
+// lifetime of a flow that hears nothing, as the programs have it.
+func lifetime(proto uint8, f bpf.Ct) time.Duration {
+	established := f.State == bpf.CtEstablished
+	switch {
+	case proto == 1, proto == 58:
+		return 5 * time.Second
+	case proto == 17 && established:
+		return 180 * time.Second
+	case proto == 17:
+		return time.Minute
+	case proto != 6 && established:
+		return 600 * time.Second
+	case proto != 6, f.State == bpf.CtReplied, f.State == bpf.CtClosed:
+		return time.Minute
+	case f.State == bpf.CtNew:
+		return 30 * time.Second
+	case f.State == bpf.CtReset:
+		return 10 * time.Second
+	case f.Idle != 0:
+		return time.Duration(f.Idle) * time.Second
 	}
+	return time.Hour
 }

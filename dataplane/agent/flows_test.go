@@ -81,6 +81,9 @@ func TestWhichFlowsAreAlive(t *testing.T) {
 		{"udp", 17, bpf.CtReplied, 61, false},
 		{"udp stream", 17, bpf.CtEstablished, 179, true},
 		{"ping", 1, bpf.CtEstablished, 6, false},
+		{"ping of IPv6", 58, bpf.CtEstablished, 6, false},
+		{"tunnel", 47, bpf.CtReplied, 61, false},
+		{"tunnel, answered", 47, bpf.CtEstablished, 599, true},
 	} {
 		f := bpf.Ct{State: c.state, Seen: now - c.idle*second}
 		if got := alive(bpf.CtKey{Proto: c.proto}, f, now); got != c.want {

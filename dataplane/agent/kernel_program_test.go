@@ -208,11 +208,13 @@ func (b *bench) ids() map[string]any {
 		b.fatal(err)
 	}
 	defer flows.Close()
-	info, err := flows.Info()
-	if err != nil {
-		b.fatal(err)
+	for name, m := range map[string]*ebpf.Map{"flows of port 1": flows.Confirmed, "new flows of port 1": flows.New} {
+		info, err := m.Info()
+		if err != nil {
+			b.fatal(err)
+		}
+		ids[name], _ = info.ID()
 	}
-	ids["flows of port 1"], _ = info.ID()
 	return ids
 }
 

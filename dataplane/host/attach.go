@@ -9,8 +9,6 @@ import (
 	"os"
 	"time"
 
-	"cairn/bpf"
-
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
@@ -241,27 +239,6 @@ func (h *Host) attachPort(ifindex int, port uint32) error {
 	return h.attach(inHook(port, ifindex))
 }
 
-// ensureFlows gives the port a flow table unless it has one.
-func (h *Host) ensureFlows(port uint32) error {
-	var id ebpf.MapID
-	err := h.Maps.CtEst.Lookup(port, &id)
-	if err == nil {
-		return nil
-	}
-	if !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return fmt.Errorf("read ct_est: %w", err)
-	}
-	flows, err := ebpf.NewMap(h.ct)
-	if err != nil {
-		return fmt.Errorf("make its flow table: %w", err)
-	}
-	defer flows.Close() // ct_est holds it
-	if err := h.Maps.CtEst.Put(port, flows); err != nil {
-		return fmt.Errorf("write ct_est: %w", err)
-	}
-	return nil
-}
-
 // forgetIfindex removes the devices by which the port was found, but keep.
 func (h *Host) forgetIfindex(port, keep uint32) error {
 	var ifindex, at uint32
@@ -299,9 +276,7 @@ func (h *Host) DetachPort(port uint32) error {
 			errs = append(errs, err)
 		}
 	}
-	if err := h.Maps.CtEst.Delete(port); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		errs = append(errs, fmt.Errorf("write ct_est: %w", err))
-	}
+	errs = append(errs, h.forgetFlows(port))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("detach port %d: %w", port, err)
 	}
@@ -320,34 +295,4 @@ func (h *Host) Attached() (map[uint32]int, error) {
 		return nil, fmt.Errorf("read ifindex_port: %w", err)
 	}
 	return ports, nil
-}
-
-// Flows opens a port's flow table: bpf.CtKey → bpf.Ct. The caller closes it.
-func (h *Host) Flows(port uint32) (*ebpf.Map, error) {
-	var flows *ebpf.Map
-	if err := h.Maps.CtEst.Lookup(port, &flows); err != nil {
-		return nil, fmt.Errorf("open the flow table of port %d: %w", port, err)
-	}
-	return flows, nil
-}
-
-// Sweep deletes the expired flows of all attached ports. The programs take
-// expired flows for gone anyway; sweeping keeps them from filling the quota.
-func (h *Host) Sweep() (live, expired uint64, err error) {
-	ports, err := h.Attached()
-	if err != nil {
-		return 0, 0, fmt.Errorf("sweep flows: %w", err)
-	}
-	for port := range ports {
-		s := bpf.Sweep{Port: port}
-		code, err := h.progs["ct_sweep"].Run(&ebpf.RunOptions{Context: &s, ContextOut: &s})
-		if err != nil {
-			return live, expired, fmt.Errorf("sweep flows of port %d: %w", port, err)
-		}
-		if code == 0 {
-			live += uint64(s.Live)
-			expired += uint64(s.Expired)
-		}
-	}
-	return live, expired, nil
 }

@@ -87,7 +87,8 @@ func (h *Host) openMaps(specs *bpf.Specs) error {
 			}
 		}
 	}
-	h.ct = specs.Uplink.Maps["ct_est"].InnerMap
+	h.ctNew = specs.Uplink.Maps["ct_new"].InnerMap
+	h.ctEst = specs.Uplink.Maps["ct_est"].InnerMap
 	return nil
 }
 
