@@ -111,10 +111,10 @@ func (d *daemon) run(cmd *cobra.Command) error {
 	elastics := elasticip.New(s, gate, d.log)
 	instances.Elastics, instances.Root = elastics, root
 	pools := pool.New(s, gate, instances)
-	worker := program.NewWorker(program.Config{Tasks: s.Tasks(), Owner: "cairnd", Done: pools.Done, Log: d.log})
+	worker := program.NewWorker(program.Config{Tasks: s.Tasks(), Owner: "cairnd", Actions: pools.Actions(), Done: pools.Done, Log: d.log})
 	gate.Register(loadbalancer.Nouns...)
 	balancers := loadbalancer.New(s, gate, d.log)
-	pools.Follower, pools.Wake = balancers, worker.Wake
+	pools.Follower, pools.Wake, balancers.Drained = balancers, worker.Wake, pools.Drained
 	if err := instances.Recover(ctx); err != nil {
 		return err
 	}

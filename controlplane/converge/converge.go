@@ -64,6 +64,7 @@ type wait struct {
 	missing  map[uint32]uint64 // host -> revision that it has to acknowledge
 	excused  []string          // hosts that are not waited for, in words
 	moment   int64             // of the last map write so far
+	revision uint64            // of the last change
 }
 
 type settlement struct {
@@ -97,6 +98,7 @@ func (t *Tracker) Begin(changes ...Change) {
 			continue
 		}
 		w.tightens = w.tightens || c.Tightens
+		w.revision = max(w.revision, c.Revision)
 		for _, key := range c.Keys {
 			w.keys[key] = true
 		}
@@ -257,6 +259,7 @@ func (t *Tracker) settle(op cloud.ID, outcome operation.Outcome) {
 	}
 	delete(t.waits, op)
 	t.last.add(op, w.moment)
+	outcome.Revision = w.revision
 	t.settled = append(t.settled, settlement{op, outcome})
 	select {
 	case t.wake <- struct{}{}:

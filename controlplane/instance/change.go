@@ -35,6 +35,13 @@ func (i *Instances) want(ctx context.Context, c api.Call, e fsm.Event, wanted st
 			return operation.Plan{}, err
 		}
 		plan := operation.Plan{Subject: d.Ref()}
+		if !d.Body.Leaving.IsZero() {
+			busy, err := i.UnderWay(tx, d)
+			if err == nil {
+				err = cloud.Busy(noun, d.ID, busy)
+			}
+			return plan, err
+		}
 		r, err := operation.Step(tx, &machine, d.Ref(), state(d), e)
 		if err != nil {
 			return plan, err
@@ -95,10 +102,12 @@ func (i *Instances) delete(ctx context.Context, c api.Call) (any, error) {
 			return operation.Plan{}, cloud.Forbiddenf("Operation delete-instance on resource %s is forbidden - reason: manual instance protection", d.ID)
 		}
 		plan := operation.Plan{Subject: d.Ref()}
-		if state(d) == destroying {
+		if state(d) == destroying || !d.Body.Leaving.IsZero() {
 			if plan.UnderWay, err = i.UnderWay(tx, d); err != nil || plan.UnderWay != "" {
 				return plan, err
 			}
+		}
+		if state(d) == destroying {
 			// Its operation has ended before it: this one waits in its place.
 			d.Generation++
 			plan.Generation = d.Generation
@@ -115,15 +124,36 @@ func (i *Instances) delete(ctx context.Context, c api.Call) (any, error) {
 		if d.Body.Pool == "" || i.Manager == nil {
 			return plan, nil
 		}
+		if !d.Body.Leaving.IsZero() { // the pool is smaller already
+			return plan, i.moved(tx, op, "", d)
+		}
 		return plan, i.Manager.Leaves(tx, op, d)
 	})
 }
 
+// Leave marks instances as on their way out. They run on and are held as before:
+// it is for those who send them flows to let go of them. Whoever acts for op
+// calls Destroy when they have. The intents are what the hosts lose by that at
+// most, whatever else they lose before.
+func (i *Instances) Leave(tx *store.Tx, op cloud.ID, leaving ...*Doc) ([]store.Intent, error) {
+	intents, err := losses(tx, leaving, true)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range leaving {
+		d.Body.Leaving = tx.Now().UTC()
+		if err := store.Put(tx, op, *d); err != nil {
+			return nil, err
+		}
+	}
+	return intents, nil
+}
+
 // Destroy marks instances destroying: from here on the hosts are told to let
 // them go. Whoever acts for op calls Remove when they have. The intents are what
-// the hosts lose by it.
+// the hosts lose by it; for those that Leave has marked they are given already.
 func (i *Instances) Destroy(tx *store.Tx, op cloud.ID, leaving ...*Doc) ([]store.Intent, error) {
-	intents, err := losses(tx, leaving)
+	intents, err := losses(tx, leaving, false)
 	if err != nil {
 		return nil, err
 	}

@@ -19,9 +19,10 @@ import (
 // counted from above, since whether a host goes on needing a class or a member
 // can depend on everything else on it: a host that hosts the last instance of a
 // set of groups loses its policy, and may lose whoever is in the groups that
-// the policy's rules name.
-func losses(tx *store.Tx, leaving []*Doc) ([]store.Intent, error) {
-	l := loss{tx: tx, leaving: map[cloud.ID]bool{}, policies: map[uint32]bool{}, classes: map[uint32]bool{}, members: map[cloud.ID]int{}}
+// the policy's rules name. Of those that go later, whoever would stay may have
+// gone by then.
+func losses(tx *store.Tx, leaving []*Doc, later bool) ([]store.Intent, error) {
+	l := loss{tx: tx, later: later, leaving: map[cloud.ID]bool{}, policies: map[uint32]bool{}, classes: map[uint32]bool{}, members: map[cloud.ID]int{}}
 	for _, d := range leaving {
 		l.leaving[d.ID] = true
 	}
@@ -56,7 +57,7 @@ func losses(tx *store.Tx, leaving []*Doc) ([]store.Intent, error) {
 		{Class: wire.KindAnnouncement.String(), Count: announcements}, {Class: wire.KindMember.String(), Count: members},
 	}
 	for network, docs := range in {
-		more, err := privatenetwork.Losses(tx, network, docs...)
+		more, err := inNetwork(tx, network, docs, later)
 		if err != nil {
 			return nil, err
 		}
@@ -69,6 +70,24 @@ func losses(tx *store.Tx, leaving []*Doc) ([]store.Intent, error) {
 		intents = append(intents, store.Intent{Class: wire.KindClass.String(), Count: len(l.classes)})
 	}
 	return slices.DeleteFunc(intents, func(i store.Intent) bool { return i.Count == 0 }), nil
+}
+
+// inNetwork counts what hosts lose of a private network. Of those that go later,
+// they may be the last ones: what is the network's own counts as if all went.
+func inNetwork(tx *store.Tx, network cloud.ID, leaving []Doc, later bool) ([]store.Intent, error) {
+	intents, err := privatenetwork.Losses(tx, network, leaving...)
+	if err != nil || !later {
+		return intents, err
+	}
+	all, err := privatenetwork.Attached(tx, network)
+	if err != nil {
+		return nil, err
+	}
+	whole, err := privatenetwork.Losses(tx, network, all...)
+	own := []string{wire.KindNetwork.String(), wire.KindNeighbour.String()}
+	intents = slices.DeleteFunc(intents, func(i store.Intent) bool { return slices.Contains(own, i.Class) })
+	whole = slices.DeleteFunc(whole, func(i store.Intent) bool { return !slices.Contains(own, i.Class) })
+	return append(intents, whole...), err
 }
 
 // public counts the public addresses of an instance, addresses all those by which
@@ -92,6 +111,7 @@ func addresses(d store.InstanceDoc) int {
 
 type loss struct {
 	tx       *store.Tx
+	later    bool
 	leaving  map[cloud.ID]bool
 	policies map[uint32]bool  // that leave a host
 	classes  map[uint32]bool  // that may leave one
@@ -106,7 +126,7 @@ func (l *loss) class(d Doc) error {
 	}
 	stays, anywhere := false, false
 	for _, u := range users {
-		if l.leaving[u.ID] {
+		if l.later || l.leaving[u.ID] {
 			continue
 		}
 		other, err := store.Get[store.InstanceDoc](l.tx, "", u.ID)

@@ -58,6 +58,9 @@ type Outcome struct {
 	OK      bool
 	Reason  cloud.Reason // if not OK
 	Message string       // of the agent, or what was not waited for
+	// Revision is the last of the operation's changes that the agents have
+	// acknowledged: one that it makes later is not meant. 0 if it does not matter.
+	Revision uint64
 }
 
 // Noun is what the gate knows of a kind of resource.

@@ -20,8 +20,10 @@ import (
 	capi "cairn/cloud/api"
 	"cairn/controlplane/antiaffinity"
 	"cairn/controlplane/api"
+	"cairn/controlplane/dist"
 	"cairn/controlplane/instance"
 	"cairn/controlplane/instance/hosttest"
+	"cairn/controlplane/loadbalancer"
 	"cairn/controlplane/operation"
 	"cairn/controlplane/program"
 	"cairn/controlplane/securitygroup"
@@ -44,6 +46,7 @@ type bench struct {
 	t     *testing.T
 	path  string
 	now   time.Time
+	clock func() time.Time // says now, unless set
 	hosts *hosttest.Hosts
 	front *front
 
@@ -51,6 +54,7 @@ type bench struct {
 	gate      *operation.Gate
 	instances *instance.Instances
 	pools     *Pools
+	balancers *loadbalancer.Balancers // nil without load balancers
 	stop      func()
 	api.Handlers
 }
@@ -70,6 +74,8 @@ func (f *front) PoolChanged(_ context.Context, tx *store.Tx, pool, _ cloud.ID) e
 	f.calls[pool]++
 	return nil
 }
+
+func (f *front) Drains(*store.Tx, cloud.ID) ([]cloud.ID, error) { return nil, nil }
 
 func (f *front) count(pool cloud.ID) int {
 	f.mu.Lock()
@@ -92,8 +98,39 @@ func newBench(t *testing.T, n int) *bench {
 
 // unborn is a bench before its control plane is started.
 func unborn(t *testing.T) *bench {
-	return &bench{t: t, path: filepath.Join(t.TempDir(), "cairn.db"), hosts: hosttest.New("ch-gva-2"), now: time.Now(),
+	b := &bench{t: t, path: filepath.Join(t.TempDir(), "cairn.db"), hosts: hosttest.New("ch-gva-2"), now: time.Now(),
 		front: &front{calls: map[cloud.ID]int{}}}
+	b.clock = func() time.Time { return b.now }
+	return b
+}
+
+// newFront has load balancers in front of its pools, and a clock that goes.
+func newFront(t *testing.T, n int) *bench {
+	b := unborn(t)
+	b.clock = time.Now
+	b.openFront()
+	t.Cleanup(func() { b.close() })
+	_, err := b.store.Init(t.Context(), "ch-gva-2", func(tx *store.Tx) error { return zoneOf(tx, n) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.connect()
+	return b
+}
+
+// openFront starts a control plane that has load balancers too.
+func (b *bench) openFront(options ...store.Option) {
+	b.t.Helper()
+	b.open(options...)
+	b.gate.Register(loadbalancer.Nouns...)
+	b.balancers = loadbalancer.New(b.store, b.gate, slog.New(slog.DiscardHandler))
+	b.pools.Follower, b.balancers.Drained = b.balancers, b.pools.Drained
+	b.Handlers = api.Merge(b.Handlers, b.balancers.Handlers())
+	ctx, cancel := context.WithCancel(context.Background())
+	var done sync.WaitGroup
+	done.Go(func() { b.balancers.Run(ctx) })
+	worker := b.stop
+	b.stop = func() { cancel(); done.Wait(); worker() }
 }
 
 // zoneOf fills a zone with n hypervisors.
@@ -115,7 +152,7 @@ func zoneOf(tx *store.Tx, n int) error {
 // open starts a control plane on the store.
 func (b *bench) open(options ...store.Option) {
 	b.t.Helper()
-	s, err := store.Open(b.t.Context(), b.path, append(options, store.WithClock(func() time.Time { return b.now }))...)
+	s, err := store.Open(b.t.Context(), b.path, append(options, store.WithClock(b.clock))...)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -123,7 +160,7 @@ func (b *bench) open(options ...store.Option) {
 	b.store, b.gate = s, operation.New(s, quiet, securitygroup.Noun)
 	b.instances = instance.New(s, b.gate)
 	b.pools = New(s, b.gate, b.instances)
-	worker := program.NewWorker(program.Config{Tasks: s.Tasks(), Owner: "cairnd", Done: b.pools.Done, Log: quiet, Poll: 50 * time.Millisecond})
+	worker := program.NewWorker(program.Config{Tasks: s.Tasks(), Owner: "cairnd", Actions: b.pools.Actions(), Done: b.pools.Done, Log: quiet, Poll: 50 * time.Millisecond})
 	b.pools.Follower, b.pools.Wake = b.front, worker.Wake
 	b.Handlers = api.Merge(b.pools.Handlers(), b.instances.Handlers(), antiaffinity.Handlers(s, b.gate), sshkey.Handlers(s, b.gate), b.gate.Handlers())
 	ctx, cancel := context.WithCancel(context.Background())
@@ -145,13 +182,23 @@ func (b *bench) connect() {
 }
 
 func (b *bench) tryConnect() error {
-	return b.hosts.Connect(b.t.Context(), hosttest.Cairnd{Store: b.store, Settler: b.gate, Reported: b.instances.Report})
+	reported := b.instances.Report
+	if b.balancers != nil {
+		reported = func(ctx context.Context, host string, reports []dist.Report) error {
+			return errors.Join(b.balancers.Reported(ctx, host, reports), b.instances.Report(ctx, host, reports))
+		}
+	}
+	return b.hosts.Connect(b.t.Context(), hosttest.Cairnd{Store: b.store, Settler: b.gate, Reported: reported})
 }
 
 func (b *bench) restart() {
 	b.t.Helper()
 	b.close()
-	b.open()
+	if b.balancers != nil {
+		b.openFront()
+	} else {
+		b.open()
+	}
 	if err := b.instances.Recover(b.t.Context()); err != nil {
 		b.t.Fatal(err)
 	}

@@ -91,15 +91,45 @@ func (p *Pools) evict(ctx context.Context, c api.Call) (any, error) {
 	})
 }
 
-// shrink stores a pool without some of its members.
+// shrink stores a pool without some of its members. They go at once if nothing
+// stands in front of them, else when it has let go of them: see leave.go.
 func (p *Pools) shrink(tx *store.Tx, op cloud.ID, d Doc, chosen []instance.Doc) (operation.Plan, error) {
 	d.Body.Size = max(d.Body.Size-len(chosen), 0)
-	return p.part(tx, op, d, chosen, chosen, nil)
+	plan := operation.Plan{Subject: d.Ref(), Generation: d.Generation}
+	if err := store.Put(tx, op, d); err != nil {
+		return plan, err
+	}
+	members, leaves := make([]*instance.Doc, len(chosen)), detail{}
+	ends := make([]program.Node, len(chosen))
+	for n := range chosen {
+		id := chosen[n].ID
+		members[n], ends[n] = &chosen[n], awaitEnd(id)
+		leaves.Leaving = append(leaves.Leaving, id)
+	}
+	plan.Detail = leaves
+	var err error
+	if plan.Intents, err = p.instances.Leave(tx, op, members...); err != nil {
+		return plan, err
+	}
+	if err := p.changed(tx, d.ID, op); err != nil {
+		return plan, err
+	}
+	drained, err := p.draining(tx, d.ID, leaves.Leaving)
+	if err != nil {
+		return plan, err
+	}
+	if len(drained) > 0 {
+		return p.run(tx, op, plan, p.leave(drained, ends), len(ends))
+	}
+	if err := p.letGo(tx, d.ID, op, leaves.Leaving); err != nil {
+		return plan, err
+	}
+	return p.run(tx, op, plan, program.Par(ends...), len(ends))
 }
 
-// part stores a pool whose members go: chosen ones from now on, orphans already,
-// by an operation that ended before they did. Awaited are all those whose end
-// the operation waits for.
+// part stores a pool that is deleted, whose members go: chosen ones from now on,
+// orphans already, by an operation that ended before they did. Awaited are all
+// those whose end the operation waits for.
 func (p *Pools) part(tx *store.Tx, op cloud.ID, d Doc, chosen, awaited, orphans []instance.Doc) (operation.Plan, error) {
 	plan := operation.Plan{Subject: d.Ref(), Generation: d.Generation}
 	if err := store.Put(tx, op, d); err != nil {
@@ -119,8 +149,6 @@ func (p *Pools) part(tx *store.Tx, op cloud.ID, d Doc, chosen, awaited, orphans 
 	if plan.Intents, err = p.instances.Destroy(tx, op, going...); err != nil {
 		return plan, err
 	}
-	// The services let go of the members in the same commit, so that no slot
-	// names one when its host is told.
 	if err := p.changed(tx, d.ID, op); err != nil {
 		return plan, err
 	}
@@ -128,7 +156,7 @@ func (p *Pools) part(tx *store.Tx, op cloud.ID, d Doc, chosen, awaited, orphans 
 	for n, m := range awaited {
 		waits[n] = awaitEnd(m.ID)
 	}
-	return p.run(tx, op, plan, waits)
+	return p.run(tx, op, plan, program.Par(waits...), len(waits))
 }
 
 // delete takes a pool away with its members. It is refused while a service
@@ -148,6 +176,11 @@ func (p *Pools) delete(ctx context.Context, c api.Call) (any, error) {
 		}
 		if err := free(tx, d); err != nil {
 			return plan, err
+		}
+		if state(d) == scalingDown {
+			if err := p.hasten(tx, d); err != nil {
+				return plan, err
+			}
 		}
 		members, err := Members(tx, d.ID)
 		if err != nil {

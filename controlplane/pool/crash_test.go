@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
@@ -17,7 +16,6 @@ import (
 	capi "cairn/cloud/api"
 	"cairn/cloud/wire"
 	"cairn/controlplane/api"
-	"cairn/controlplane/loadbalancer"
 	"cairn/controlplane/store"
 )
 
@@ -64,6 +62,7 @@ type witness struct {
 
 func newWitness(t *testing.T, zone []byte, dies uint64) *witness {
 	w := &witness{bench: unborn(t)}
+	w.clock = time.Now
 	if err := os.WriteFile(w.path, zone, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -75,14 +74,11 @@ func newWitness(t *testing.T, zone []byte, dies uint64) *witness {
 	return w
 }
 
-// begin starts a control plane that has load balancers too.
+// begin starts a control plane. It waits for flows that end, but not for long.
 func (w *witness) begin(options ...store.Option) {
 	w.t.Helper()
-	w.open(options...)
-	w.gate.Register(loadbalancer.Nouns...)
-	balancers := loadbalancer.New(w.store, w.gate, slog.New(slog.DiscardHandler))
-	w.pools.Follower = balancers
-	w.Handlers = api.Merge(w.Handlers, balancers.Handlers())
+	w.openFront(options...)
+	w.pools.Linger = 100 * time.Millisecond
 }
 
 // dead says that err is the end of the control plane, and starts another.

@@ -60,7 +60,7 @@ func (p *Pools) grow(tx *store.Tx, op cloud.ID, d Doc, n int) (operation.Plan, e
 		waits[k] = awaitStart(id)
 	}
 	plan.Waiting = fmt.Sprintf("%d instances of pool %s to start", n, d.ID)
-	return p.run(tx, op, plan, waits)
+	return p.run(tx, op, plan, program.Par(waits...), len(waits))
 }
 
 // orderOf is what new members are made from. Keys that were deleted since the

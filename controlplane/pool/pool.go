@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"cairn/cloud"
 	"cairn/controlplane/api"
@@ -30,17 +31,25 @@ const noun = string(store.KindPool)
 type Doc = store.Doc[store.PoolDoc]
 
 // Follower is what stands in front of a pool. PoolChanged is called in the
-// transaction in which a member comes to run, ceases to, or is told to go, for
-// the operation op, which may be empty; rather too often than not. It gives op
-// leave for what hosts lose by what it does itself.
+// transaction in which a member comes to run, ceases to, is marked leaving, or is
+// told to go, for the operation op, which may be empty; rather too often than
+// not. It gives op leave for what hosts lose by what it does itself.
 type Follower interface {
 	PoolChanged(ctx context.Context, tx *store.Tx, pool, op cloud.ID) error
+	// Drains names the leaving members of a pool that may still get packets.
+	// Pools.Drained is told when there are fewer.
+	Drains(tx *store.Tx, pool cloud.ID) ([]cloud.ID, error)
 }
+
+// DefaultLinger is how long leaving members keep the flows that they have once
+// they get no new ones. What goes on for longer is cut.
+const DefaultLinger = 30 * time.Second
 
 // Pools keeps pools in a store. What is exported is set before it is used.
 type Pools struct {
-	Follower Follower // may be nil
-	Wake     func()   // of the worker that runs the programs; may be nil
+	Follower Follower      // may be nil
+	Wake     func()        // of the worker that runs the programs; may be nil
+	Linger   time.Duration // DefaultLinger
 
 	store     *store.Store
 	gate      *operation.Gate
@@ -49,7 +58,7 @@ type Pools struct {
 
 // New keeps pools, registers them with the gate, and manages their members.
 func New(s *store.Store, g *operation.Gate, i *instance.Instances) *Pools {
-	p := &Pools{store: s, gate: g, instances: i}
+	p := &Pools{Linger: DefaultLinger, store: s, gate: g, instances: i}
 	i.Manager = p
 	g.Register(operation.Noun{Kind: store.KindPool, ByStatus: true, Settle: p.settle})
 	return p
@@ -106,7 +115,10 @@ func staying(members []instance.Doc) []instance.Doc {
 	return slices.DeleteFunc(slices.Clone(members), leaving)
 }
 
-func leaving(d instance.Doc) bool { return d.Body.State == cloud.InstanceDestroying }
+func leaving(d instance.Doc) bool { return !d.Body.Leaving.IsZero() || told(d) }
+
+// told says that the hosts are told to let a member go.
+func told(d instance.Doc) bool { return d.Body.State == cloud.InstanceDestroying }
 
 func state(d Doc) fsm.State { return fsm.State(d.Body.State) }
 

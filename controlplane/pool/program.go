@@ -50,13 +50,13 @@ func awaitStart(id cloud.ID) program.Node {
 
 func awaitEnd(id cloud.ID) program.Node { return program.WaitFor(isGone(id), patience) }
 
-// run adds the program of an operation to its plan: its members' programs side
-// by side, and when the last of them has ended the pool's own state, in Done. A
-// member that fails stops no other.
-func (p *Pools) run(tx *store.Tx, op cloud.ID, plan operation.Plan, members []program.Node) (operation.Plan, error) {
-	text, err := program.Par(members...).Encode()
+// run adds the program of an operation on so many members to its plan: what
+// waits for them runs side by side, and when the last has ended the pool's own
+// state follows, in Done. A member that fails stops no other.
+func (p *Pools) run(tx *store.Tx, op cloud.ID, plan operation.Plan, tree program.Node, members int) (operation.Plan, error) {
+	text, err := tree.Encode()
 	plan.Tasks = []program.Task{{ID: string(op), Subject: plan.Subject.String(), Program: text}}
-	plan.Deadline = operation.PoolDeadline + time.Duration(len(members))*operation.PoolMember
+	plan.Deadline = operation.PoolDeadline + time.Duration(members)*operation.PoolMember
 	tx.AfterCommit(p.wake)
 	return plan, err
 }
@@ -86,6 +86,9 @@ func (p *Pools) Done(ctx context.Context, t program.Task, o program.Outcome) err
 			return err
 		}
 		if o.State == program.Failed {
+			if err := p.letGo(tx, op.Subject.ID, op.ID, d.Leaving); err != nil {
+				return err
+			}
 			if err := p.advance(tx, op, Failed); err != nil {
 				return err
 			}
@@ -133,8 +136,8 @@ func (p *Pools) advance(tx *store.Tx, op store.Operation, e fsm.Event) error {
 	return p.heal(tx, d, op.ID)
 }
 
-// settle hears of the operations on pools from the gate: that the members that
-// leave are acknowledged, that a host has refused something, that time is over.
+// settle hears of the operations on pools from the gate: that hosts hold what it
+// has changed so far, that one has refused something, that time is over.
 func (p *Pools) settle(tx *store.Tx, op store.Operation, e fsm.Event, o operation.Outcome) error {
 	if e != operation.Acked {
 		return p.giveUp(tx, op, e)
@@ -143,28 +146,31 @@ func (p *Pools) settle(tx *store.Tx, op store.Operation, e fsm.Event, o operatio
 	if err != nil || len(d.Leaving) == 0 {
 		return err
 	}
-	var gone []instance.Doc
-	for _, id := range d.Leaving {
-		m, err := store.Get[store.InstanceDoc](tx, "", id)
-		if errors.Is(err, store.ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		gone = append(gone, m)
+	left, err := find(tx, d.Leaving)
+	if err != nil {
+		return err
 	}
 	if o.Message != "" {
 		if err := tx.NoteOperation(op.ID, o.Message); err != nil {
 			return err
 		}
 	}
+	if slices.ContainsFunc(left, func(m instance.Doc) bool { return !told(m) }) {
+		if err := p.signal(tx, op.Subject.ID, held, ""); err != nil {
+			return err
+		}
+	}
+	// An acknowledgement of what came before they were told is none of that.
+	gone := slices.DeleteFunc(left, func(m instance.Doc) bool { return o.Revision > 0 && o.Revision < uint64(m.Revision) })
 	return p.instances.Remove(tx, op.ID, gone...)
 }
 
 // giveUp ends the waiting of an operation, but for the removal of the whole
-// pool: that is owed until it is done.
+// pool: that is owed until it is done. Members that were to leave go now.
 func (p *Pools) giveUp(tx *store.Tx, op store.Operation, e fsm.Event) error {
+	if err := p.abandon(tx, op, e == operation.Nacked); err != nil {
+		return err
+	}
 	d, err := store.Get[store.PoolDoc](tx, "", op.Subject.ID)
 	switch {
 	case errors.Is(err, store.ErrNotFound):

@@ -55,6 +55,10 @@ type InstanceDoc struct {
 	Driver     string     `json:"driver"`
 	Command    string     `json:"command"`
 
+	// Leaving is since when it is on its way out: it runs, but whoever sends it
+	// flows lets go of it. Zero if it stays.
+	Leaving time.Time `json:"leaving,omitzero"`
+
 	UserDataRaw []byte `json:"user-data-raw,omitempty"` // decoded
 
 	Address6   netip.Addr   `json:"address6,omitzero"`
@@ -124,6 +128,7 @@ type BackendDoc struct {
 	Down       bool       `json:"down,omitempty"`   // its instance does not run
 	Since      time.Time  `json:"since,omitzero"`   // in this state
 	Removed    time.Time  `json:"removed,omitzero"` // last taken out because of a verdict
+	Leaving    time.Time  `json:"leaving,omitzero"` // its instance is on its way out, since then
 }
 
 // HypervisorDoc is a hypervisor: what the operator said when adding it, what

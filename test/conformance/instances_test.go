@@ -21,6 +21,7 @@ import (
 	"cairn/cloud/wire"
 	"cairn/controlplane/antiaffinity"
 	"cairn/controlplane/api"
+	"cairn/controlplane/dist"
 	"cairn/controlplane/elasticip"
 	"cairn/controlplane/instance"
 	"cairn/controlplane/instance/hosttest"
@@ -83,8 +84,8 @@ func (z *inhabited) serve() {
 	z.elastics = elasticip.New(s, gate, quiet)
 	instances.Elastics, instances.Root = z.elastics, z.root
 	pools, balancers := pool.New(s, gate, instances), loadbalancer.New(s, gate, quiet)
-	z.worker = program.NewWorker(program.Config{Tasks: s.Tasks(), Owner: "cairnd", Done: pools.Done, Log: quiet})
-	pools.Follower, pools.Wake, z.balancers = balancers, z.worker.Wake, balancers
+	z.worker = program.NewWorker(program.Config{Tasks: s.Tasks(), Owner: "cairnd", Actions: pools.Actions(), Done: pools.Done, Log: quiet})
+	pools.Follower, pools.Wake, z.balancers, balancers.Drained = balancers, z.worker.Wake, balancers, pools.Drained
 	edge, err := api.New(api.Config{
 		Handlers: api.Merge(api.Catalogue(zone, "http://127.0.0.1"), gate.Handlers(), sshkey.Handlers(s, gate), antiaffinity.Handlers(s, gate),
 			securitygroup.Handlers(s, gate), instances.Handlers(), pools.Handlers(), balancers.Handlers(),
@@ -96,7 +97,10 @@ func (z *inhabited) serve() {
 	}
 	z.edge = httptest.NewServer(edge)
 	z.endpoint = capi.Endpoint(z.edge.URL)
-	if err := z.hosts.Connect(t.Context(), hosttest.Cairnd{Store: s, Settler: gate, Reported: instances.Report}); err != nil {
+	reported := func(ctx context.Context, host string, reports []dist.Report) error {
+		return errors.Join(balancers.Reported(ctx, host, reports), instances.Report(ctx, host, reports))
+	}
+	if err := z.hosts.Connect(t.Context(), hosttest.Cairnd{Store: s, Settler: gate, Reported: reported}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())

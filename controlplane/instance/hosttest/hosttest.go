@@ -21,6 +21,7 @@ import (
 	"cairn/controlplane/operation"
 	"cairn/controlplane/replica"
 	"cairn/controlplane/store"
+	"cairn/lb/slots"
 )
 
 // Cairnd is the process that the hosts talk to: it changes when it restarts.
@@ -36,7 +37,7 @@ type Host struct {
 	Silent bool // takes nothing in and says nothing
 	held   map[wire.Key]*compile.Entry
 	queue  []delivery
-	said   map[string]dist.Report
+	said   map[wire.Key]dist.Report
 }
 
 type delivery struct {
@@ -50,8 +51,11 @@ type Hosts struct {
 	// Broken instances cannot be brought to what they are wanted to be: the
 	// reason, by id.
 	Broken map[cloud.ID]string
-	// Slow instances are not reported at all.
+	// Slow instances are not reported at all, nor that they have no flow left.
 	Slow map[cloud.ID]bool
+	// Between, if set, is called when one of the hosts has taken in all that there
+	// was for it, and others may not have.
+	Between func()
 	// Faults are removals that no intent covers: agents could refuse them.
 	Faults []string
 
@@ -63,10 +67,11 @@ type Hosts struct {
 	used     map[budget]int
 }
 
-// wait is an operation that some hosts have to acknowledge.
+// wait is an operation that some hosts have to acknowledge up to a revision.
 type wait struct {
-	op    cloud.ID
-	hosts []uint32
+	op       cloud.ID
+	hosts    []uint32
+	revision uint64
 }
 
 type budget struct {
@@ -98,7 +103,7 @@ func (h *Hosts) Connect(ctx context.Context, c Cairnd) error {
 	h.state.Apply(batch)
 	h.meet(batch.After)
 	for n, host := range h.hosts {
-		host.held, host.queue, host.said = map[wire.Key]*compile.Entry{}, nil, map[string]dist.Report{}
+		host.held, host.queue, host.said = map[wire.Key]*compile.Entry{}, nil, map[wire.Key]dist.Report{}
 		for e := range h.state.Entries() {
 			if e.Holds(n) {
 				host.held[e.Key] = e
@@ -108,7 +113,7 @@ func (h *Hosts) Connect(ctx context.Context, c Cairnd) error {
 	return c.Store.Read(ctx, func(tx *store.Tx) error {
 		pending, err := tx.Pending(store.Ref{})
 		for _, op := range pending {
-			h.waits = append(h.waits, wait{op: op.ID, hosts: slices.Collect(maps.Keys(h.hosts))})
+			h.waits = append(h.waits, wait{op.ID, slices.Collect(maps.Keys(h.hosts)), uint64(batch.After.Revision)})
 		}
 		return err
 	})
@@ -117,7 +122,7 @@ func (h *Hosts) Connect(ctx context.Context, c Cairnd) error {
 func (h *Hosts) meet(snap replica.Snapshot) {
 	for d := range snap.Hosts() {
 		if d.Body.Joined && h.hosts[d.Body.Number] == nil {
-			h.hosts[d.Body.Number] = &Host{Name: d.Body.Name, held: map[wire.Key]*compile.Entry{}, said: map[string]dist.Report{}}
+			h.hosts[d.Body.Number] = &Host{Name: d.Body.Name, held: map[wire.Key]*compile.Entry{}, said: map[wire.Key]dist.Report{}}
 		}
 	}
 }
@@ -135,11 +140,9 @@ func (h *Hosts) Host(name string) *Host {
 // Instances lists what a host runs or keeps, by id.
 func (host *Host) Instances() map[cloud.ID]wire.Instance {
 	all := map[cloud.ID]wire.Instance{}
-	for key, e := range host.held {
-		if item, err := wire.Decode(key.Kind, e.Body); err == nil {
-			if i, ok := item.(wire.Instance); ok {
-				all[cloud.ID(i.ID)] = i
-			}
+	for key := range host.held {
+		if i, ok := decode[wire.Instance](host, key); ok {
+			all[cloud.ID(i.ID)] = i
 		}
 	}
 	return all
@@ -222,7 +225,7 @@ func (h *Hosts) follow(ctx context.Context) (bool, error) {
 		}
 	}
 	for op, hosts := range concerned {
-		h.waits = append(h.waits, wait{op, hosts})
+		h.waits = append(h.waits, wait{op, hosts, result.Revision})
 	}
 	return true, nil
 }
@@ -240,10 +243,56 @@ func (h *Hosts) takeIn() {
 			}
 			h.judge(n, d)
 			delete(host.held, key)
-			delete(host.said, key.ID)
+			delete(host.said, key)
 		}
 		host.queue = nil
+		if h.Between != nil {
+			h.Between()
+		}
 	}
+}
+
+// Dangling lists where a host sends new flows of a service to a backend whose own
+// host has let go of the port.
+func (h *Hosts) Dangling() (faults []string) {
+	for _, host := range h.hosts {
+		for key := range host.held {
+			table, ok := decode[wire.Slots](host, key)
+			if !ok {
+				continue
+			}
+			cells, err := slots.Decode(table.Table)
+			if err != nil {
+				return append(faults, err.Error())
+			}
+			for number := range cells.Shares() {
+				if number == 0 {
+					continue
+				}
+				b, ok := decode[wire.Backend](host, wire.Key{Kind: wire.KindBackend, ID: fmt.Sprint(number)})
+				if !ok {
+					faults = append(faults, fmt.Sprintf("%s sends to backend %d, which it does not know", host.Name, number))
+				} else if at := h.hosts[b.Host]; at == nil || at.held[wire.Key{Kind: wire.KindPort, ID: fmt.Sprint(b.Port)}] == nil {
+					faults = append(faults, fmt.Sprintf("%s sends to backend %d, whose port is gone", host.Name, number))
+				}
+			}
+		}
+	}
+	return faults
+}
+
+// decode reads an item that a host holds.
+func decode[T wire.Item](host *Host, key wire.Key) (item T, ok bool) {
+	e := host.held[key]
+	if e == nil {
+		return item, false
+	}
+	decoded, err := wire.Decode(key.Kind, e.Body)
+	if err != nil {
+		return item, false
+	}
+	item, ok = decoded.(T)
+	return item, ok
 }
 
 // judge holds a removal against the intents of its operation.
@@ -258,24 +307,18 @@ func (h *Hosts) judge(n uint32, d delivery) {
 	h.Faults = append(h.Faults, fmt.Sprintf("%s: removal %d of kind %s by operation %q has no intent", h.hosts[n].Name, h.used[b], b.kind, b.op))
 }
 
-// report says how the instances of each host are, as far as it is news.
+// report says how the instances of each host are, and which of its backends have
+// no flow left in slots of others, as far as it is news.
 func (h *Hosts) report(ctx context.Context) (bool, error) {
 	any := false
-	for _, host := range h.hosts {
+	for n, host := range h.hosts {
 		if host.Silent {
 			continue
 		}
 		var reports []dist.Report
-		for id, i := range host.Instances() {
-			r := dist.Report{Kind: wire.KindInstance, Key: i.ID, Generation: i.Generation, State: "stopped"}
-			if i.Running {
-				r.State = "running"
-			}
-			if why := h.Broken[id]; why != "" {
-				r.State, r.Reason = "error", why
-			}
-			if !h.Slow[id] && host.said[i.ID] != r {
-				host.said[i.ID] = r
+		for _, r := range append(h.states(host), h.drained(host, n)...) {
+			if key := (wire.Key{Kind: r.Kind, ID: r.Key}); host.said[key] != r {
+				host.said[key] = r
 				reports = append(reports, r)
 			}
 		}
@@ -290,6 +333,41 @@ func (h *Hosts) report(ctx context.Context) (bool, error) {
 	return any, nil
 }
 
+func (h *Hosts) states(host *Host) (reports []dist.Report) {
+	for id, i := range host.Instances() {
+		r := dist.Report{Kind: wire.KindInstance, Key: i.ID, Generation: i.Generation, State: "stopped"}
+		if i.Running {
+			r.State = "running"
+		}
+		if why := h.Broken[id]; why != "" {
+			r.State, r.Reason = "error", why
+		}
+		if !h.Slow[id] {
+			reports = append(reports, r)
+		}
+	}
+	return reports
+}
+
+func (h *Hosts) drained(host *Host, self uint32) (reports []dist.Report) {
+	for key := range host.held {
+		service, _ := decode[wire.Slots](host, key)
+		table, err := slots.Decode(service.Table)
+		if err != nil {
+			continue // Dangling says so
+		}
+		for number := range table.Draining() {
+			b, ok := decode[wire.Backend](host, wire.Key{Kind: wire.KindBackend, ID: fmt.Sprint(number)})
+			port, _ := decode[wire.Port](host, wire.Key{Kind: wire.KindPort, ID: fmt.Sprint(b.Port)})
+			if ok && b.Host == self && !h.Slow[cloud.ID(port.Instance)] {
+				reports = append(reports, dist.Report{Kind: wire.KindSlots, Key: fmt.Sprintf("%d/%d", b.Service, number),
+					Generation: service.Generation, State: "drained"})
+			}
+		}
+	}
+	return reports
+}
+
 // acknowledge settles the operations that no host is waited for any more.
 func (h *Hosts) acknowledge(ctx context.Context) (bool, error) {
 	waits := h.waits
@@ -301,7 +379,7 @@ func (h *Hosts) acknowledge(ctx context.Context) (bool, error) {
 			continue
 		}
 		any = true
-		if err := h.cairnd.Settler.Settled(ctx, w.op, operation.Outcome{OK: true}); err != nil {
+		if err := h.cairnd.Settler.Settled(ctx, w.op, operation.Outcome{OK: true, Revision: w.revision}); err != nil {
 			return false, err
 		}
 	}
