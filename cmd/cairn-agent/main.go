@@ -29,6 +29,7 @@ type flags struct {
 	endpoint string
 	prefix   string
 	echo     string
+	dns      []string
 	sizes    map[string]int
 	verbose  bool
 }
@@ -63,6 +64,7 @@ func command() *cobra.Command {
 	p.StringVar(&f.cfg.Socket, "socket", "/run/cairn/agent.sock", "unix socket for cairn debug")
 	p.StringVar(&f.prefix, "netns-prefix", "", "of the namespaces of machines and of the door (default: the name)")
 	p.StringSliceVar(&f.cfg.Roles, "roles", []string{"compute", "lb"}, "of this hypervisor: compute, lb")
+	p.StringSliceVar(&f.dns, "dns", nil, "addresses of name servers that instances are told of on their public interface")
 	p.StringVar(&f.echo, "echo", "", "program of the workload echo")
 	p.BoolVar(&f.cfg.MTUCheck, "mtu-check", false, "refuse an uplink too small for full-size packets of instances")
 	p.StringToIntVar(&f.sizes, "map-size", nil, "NAME=ENTRIES of maps that are not there yet")
@@ -111,6 +113,13 @@ func (f *flags) check() (err error) {
 		if role != "compute" && role != agent.RoleBalancer {
 			return fmt.Errorf("--roles: %q is neither compute nor lb", role)
 		}
+	}
+	for _, s := range f.dns {
+		server, err := netip.ParseAddr(s)
+		if err != nil {
+			return fmt.Errorf("--dns: %w", err)
+		}
+		f.cfg.DNS = append(f.cfg.DNS, server)
 	}
 	if f.prefix == "" {
 		f.prefix = f.cfg.Name

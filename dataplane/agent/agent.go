@@ -27,6 +27,7 @@ import (
 	"cairn/dataplane/announce"
 	"cairn/dataplane/check"
 	"cairn/dataplane/debug"
+	"cairn/dataplane/dhcp"
 	"cairn/dataplane/host"
 	"cairn/dataplane/instance"
 	"cairn/dataplane/maps"
@@ -50,6 +51,7 @@ type Config struct {
 	Socket   string // of the debug service
 	Door     string // namespace of the host's own services; none: no checks
 	Roles    []string
+	DNS      []netip.Addr // servers that instances are told of on their public interface
 	Drivers  []compute.Driver
 	Sizes    map[string]uint32 // of maps, when they are made
 	MTUCheck bool              // refuse an uplink without room for the encapsulation
@@ -58,9 +60,6 @@ type Config struct {
 
 // RoleBalancer is the role of hosts that announce VIPs.
 const RoleBalancer = "lb"
-
-// minMTU is what full-size packets of instances need on the uplink.
-const minMTU = 1500 + nlb.Overhead
 
 // Announcements is the file for the speaker, in the state folder.
 const Announcements = "announcements.json"
@@ -78,11 +77,14 @@ type Agent struct {
 	client   *dsync.Client
 	cache    *dsync.Cache
 	checks   *check.Checks
+	answers  *dhcp.Server // nil when it could not be opened
 	worker   *instance.Worker
 	started  time.Time
 	restarts uint64
 	lock     *os.File
 	rounds   rounds
+
+	overlayLost bool // of the loop's goroutine: it was said
 
 	mu         sync.Mutex // of the loop and what follows
 	loop       *Loop
@@ -154,18 +156,6 @@ func (a *Agent) open() (err error) {
 	return a.openParts()
 }
 
-func (a *Agent) checkMTU() error {
-	mtu, _ := a.senses.Uplink()
-	if mtu >= minMTU {
-		return nil
-	}
-	if a.cfg.MTUCheck {
-		return fmt.Errorf("uplink %s has MTU %d: packets of 1500 bytes need %d", a.cfg.Uplink, mtu, minMTU)
-	}
-	a.log.Warn("uplink too small for the encapsulation of packets of 1500 bytes", "mtu", mtu, "needed", minMTU)
-	return nil
-}
-
 // openTable fills the desired tables from the cache. Without one, the maps say
 // by how much a first snapshot may differ from them.
 func (a *Agent) openTable(high table.Mark) (err error) {
@@ -212,6 +202,13 @@ func (a *Agent) openParts() error {
 			Key: wire.Instance{ID: r.ID}.Key(), Generation: r.Generation, State: r.State, Reason: r.Reason,
 		})
 	}, a.log)
+	answers, err := dhcp.Open(a.host.Maps.Punts, a.cfg.DNS, a.log)
+	if err != nil {
+		a.log.Error("guests get no answer to DHCP", "error", err) // all else goes on
+	} else {
+		a.answers = answers
+	}
+	a.repairOverlay()
 	if a.cfg.Door == "" {
 		return nil
 	}
@@ -229,6 +226,9 @@ func (a *Agent) openParts() error {
 func (a *Agent) close() {
 	if a.checks != nil {
 		a.checks.Close()
+	}
+	if a.answers != nil {
+		_ = a.answers.Close() // nothing is kept in it
 	}
 	if a.table != nil {
 		a.table.Close()
@@ -248,6 +248,9 @@ func (a *Agent) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, part := range []func(context.Context){a.senses.Run, a.client.Run, a.worker.Run, a.collect, a.look, a.keep} {
 		group.Go(func() error { part(ctx); return nil })
+	}
+	if a.answers != nil {
+		group.Go(func() error { a.answers.Run(ctx); return nil })
 	}
 	group.Go(func() error {
 		a.cache.Run(ctx, cachePause, func(err error) { a.log.Error("desired state not kept on disk", "error", err) })
@@ -292,7 +295,9 @@ func (a *Agent) keep(ctx context.Context) {
 			return
 		case <-a.watcher.Wake():
 		case <-a.senses.Wake():
+			a.repairOverlay()
 		case <-retry.C:
+			a.repairOverlay()
 			if !a.unsettled() {
 				continue
 			}
@@ -384,6 +389,9 @@ func (a *Agent) round() time.Time {
 		if a.checks != nil && (first || concerns(changed, wire.KindCheck)) {
 			a.checks.Set(view)
 		}
+	}
+	if a.answers != nil {
+		a.answers.Set(view, facts.Ports.Devices)
 	}
 	a.announce(view, facts)
 	return a.loop.Release(time.Now())

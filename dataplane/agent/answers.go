@@ -42,7 +42,7 @@ func (a *Agent) Status() debug.Status {
 	if err := a.host.Maps.Meta.Lookup(uint32(0), &meta); err == nil {
 		s.Programs = map[string]uint32{
 			"uplink": meta.UplinkProg, "uplink_in": meta.UplinkInProg, "vm_in": meta.VmInProg,
-			"vm_guard": meta.VmGuardProg, "svc_in": meta.SvcInProg,
+			"vm_guard": meta.VmGuardProg, "svc_in": meta.SvcInProg, "overlay_in": meta.OverlayInProg,
 		}
 	}
 	for name, m := range map[string]*ebpf.Map{
