@@ -242,10 +242,10 @@ func TestPolicy(t *testing.T) {
 	rows.Instances = []*replica.Instance{instance(1, 1, 7, 2, 1)}
 	w.commit("", rows)
 	want := []string{
-		"{100 ingress 6 80 80 -1 -1 0.0.0.0/0 0}",
-		"{101 egress 1 0 0 8 -1 10.0.0.0/8 0}",
-		"{102 ingress 0 0 0 -1 -1 192.0.2.0/24 0}",
-		"{200 ingress 6 5432 5432 -1 -1 invalid Prefix 1}",
+		"{100 ingress 6 80 80 -1 -1 0.0.0.0/0 0 [] false}",
+		"{101 egress 1 0 0 8 -1 10.0.0.0/8 0 [] false}",
+		"{102 ingress 0 0 0 -1 -1 192.0.2.0/24 0 [] false}",
+		"{200 ingress 6 5432 5432 -1 -1 invalid Prefix 1 [] false}",
 	}
 	made := items(t, w, ownerOfClass(7))
 	var got []string
@@ -368,7 +368,11 @@ func draw(t *rapid.T) replica.Rows {
 	var rows replica.Rows
 	n := func(label string, most int) uint32 { return uint32(rapid.IntRange(1, most).Draw(t, label)) }
 	for range rapid.IntRange(1, 3).Draw(t, "rows") {
-		switch rapid.IntRange(0, 6).Draw(t, "kind") {
+		switch rapid.IntRange(0, 8).Draw(t, "kind") {
+		case 7:
+			rows.Networks = append(rows.Networks, network(n("network", 3), rapid.Bool().Draw(t, "firewall"), rapid.Bool().Draw(t, "managed")))
+		case 8:
+			rows.Elastics = append(rows.Elastics, drawElastic(t, n("elastic", 2)))
 		case 0:
 			h := host(n("host", 4))
 			if rapid.Bool().Draw(t, "lb") {
@@ -395,6 +399,7 @@ func draw(t *rapid.T) replica.Rows {
 			if rapid.IntRange(0, 4).Draw(t, "out") == 0 {
 				made.Body.State = cloud.InstanceDestroying
 			}
+			drawInterfaces(t, made)
 			rows.Instances = append(rows.Instances, made)
 		case 4:
 			rows.Balancers = append(rows.Balancers, balancer(n("balancer", 2)))
@@ -406,6 +411,7 @@ func draw(t *rapid.T) replica.Rows {
 				{Kind: store.KindInstance, ID: instanceID(n("gone", 6))}, {Kind: store.KindService, ID: cloud.ID(fmt.Sprintf("s%d", n("gone", 3)))},
 				{Kind: store.KindLoadBalancer, ID: "l1"}, {Kind: store.KindSecurityGroup, ID: groupID(n("gone", 4))},
 				{Kind: store.KindHypervisor, ID: cloud.ID(fmt.Sprintf("h%d", n("gone", 4)))},
+				{Kind: store.KindPrivateNetwork, ID: networkID(n("gone", 3))}, {Kind: store.KindElasticIP, ID: elasticID(n("gone", 2))},
 			}).Draw(t, "delete")
 			rows.Deleted = append(rows.Deleted, kind)
 		}

@@ -82,8 +82,8 @@ func (c *Compiler) elastic(id cloud.ID) []Placed {
 	var announcers []uint32
 	for _, place := range d.Attached {
 		i, ok := c.snap.Instance(place.Instance)
-		if !ok || !replica.Public(i.Body) {
-			continue
+		if !ok || !replica.Public(i.Body) || !i.Body.HasElastic(id) {
+			continue // both must say so, as they do after each commit
 		}
 		if place.Active {
 			announcers = append(announcers, i.Body.HostNumber)

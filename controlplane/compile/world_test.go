@@ -57,6 +57,12 @@ func (w *world) commit(operation cloud.ID, rows replica.Rows) Result {
 	for _, s := range rows.Services {
 		note(store.KindService, s.ID, false)
 	}
+	for _, n := range rows.Networks {
+		note(store.KindPrivateNetwork, n.ID, false)
+	}
+	for _, e := range rows.Elastics {
+		note(store.KindElasticIP, e.ID, false)
+	}
 	for _, ref := range rows.Deleted {
 		note(ref.Kind, ref.ID, true)
 	}

@@ -35,6 +35,9 @@ var suite = []struct {
 	{"slots", testSlotsAndIntents},
 	{"numbers", testNumbers},
 	{"addresses", testAddresses},
+	{"leases", testLeases},
+	{"pools", testPoolKinds},
+	{"networks", testVNIs},
 	{"tasks", testTasks},
 	{"sweep", testSweep},
 }
