@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"cairn/test/model/frame"
@@ -23,7 +24,12 @@ type Host struct {
 	Groups map[GroupID]*Group
 	Ports  map[PortID]*Port
 	Now    time.Duration // since some moment
+	Counts map[RuleID]Count
 }
+
+// Count of packets of flows that a rule admitted, at each port they pass; 0
+// stands for none.
+type Count struct{ Packets, Bytes uint64 }
 
 // Facts do not change while a host runs.
 type Facts struct {
@@ -85,7 +91,7 @@ type Rule struct {
 
 // NewHost is one without ports.
 func NewHost(facts Facts) *Host {
-	return &Host{Facts: facts, Groups: map[GroupID]*Group{}, Ports: map[PortID]*Port{}}
+	return &Host{Facts: facts, Groups: map[GroupID]*Group{}, Ports: map[PortID]*Port{}, Counts: map[RuleID]Count{}}
 }
 
 // Group is there from the moment somebody speaks of it.
@@ -108,9 +114,9 @@ func (h *Host) at(addr netip.Addr) (PortID, *Port) {
 	return 0, nil
 }
 
-// rules are the union of the port's groups' rules. The order is that of ids, so
+// Rules are the union of the port's groups' rules. The order is that of ids, so
 // that the first one that admits is always the same.
-func (h *Host) rules(p *Port) []Rule {
+func (h *Host) Rules(p *Port) []Rule {
 	var all []Rule
 	for _, id := range p.Groups {
 		all = append(all, h.Group(id).Rules...)
@@ -160,7 +166,7 @@ func (h *Host) SetMember(id GroupID, addr netip.Addr, there bool) {
 		return
 	}
 	for _, p := range h.Ports {
-		if slices.ContainsFunc(h.rules(p), func(r Rule) bool { return r.PeerGroup == id }) {
+		if slices.ContainsFunc(h.Rules(p), func(r Rule) bool { return r.PeerGroup == id }) {
 			p.Generation++
 		}
 	}
@@ -190,11 +196,12 @@ func (h *Host) changing(change func()) {
 
 // meaning of a port's rules, with the sources of the groups that they name.
 func (h *Host) meaning(p *Port) string {
-	out := fmt.Sprint(p.Groups, h.rules(p))
-	for _, r := range h.rules(p) {
+	var out strings.Builder
+	fmt.Fprint(&out, len(p.Groups) > 0, h.Rules(p))
+	for _, r := range h.Rules(p) {
 		if r.PeerGroup != 0 {
-			out += fmt.Sprint(h.Group(r.PeerGroup).Sources)
+			fmt.Fprint(&out, h.Group(r.PeerGroup).Sources)
 		}
 	}
-	return out
+	return out.String()
 }

@@ -13,7 +13,7 @@ import (
 type Tuple struct {
 	Proto             uint8
 	Peer, Own         netip.Addr
-	PeerPort, OwnPort uint16 // ICMP echo: its id, in both
+	PeerPort, OwnPort uint16 // ICMP echo: the id is the port of who asks
 }
 
 // State of a flow. Any protocol has the first three: somebody spoke, the other
@@ -42,6 +42,7 @@ type Flow struct {
 	Generation uint32
 	Rule       RuleID
 	Keep       bool
+	Loose      bool // TCP that was under way when it was first seen
 	Host       bool // opened by the host through its door
 	Confirmed  bool // its initiator has heard the answer
 	Service    ServiceID
@@ -60,7 +61,14 @@ type wire struct {
 type Flows struct {
 	All     map[Tuple]*Flow
 	Quota   int // of confirmed ones; 0: any
-	aliases map[wire]uint16
+	aliases map[wire]*alias
+}
+
+// alias leads from a flow on the wire to the port that the instance knows it by.
+// It lives as an established flow does, from the last packet that needed it.
+type alias struct {
+	port uint16
+	seen time.Duration
 }
 
 func (f *Flows) confirmed() (n int) {
@@ -171,12 +179,18 @@ func (h *Host) track(p *Port, v visit, choose func() uint16) (*Flow, Tuple, Reas
 		return h.begin(p, v, t)
 	}
 	if why := h.renew(p, f, v); why != None {
-		if why == PolicyIn || why == PolicyOut || why == NoPolicy {
+		if why != InvalidRST { // such a one is not the flow's packet at all
 			delete(p.Flows.All, t)
 		}
 		return nil, t, why
 	}
+	h.count(f, v)
 	return f, t, None
+}
+
+func (h *Host) count(f *Flow, v visit) {
+	n := h.Counts[f.Rule]
+	h.Counts[f.Rule] = Count{n.Packets + 1, n.Bytes + uint64(v.Length)}
 }
 
 // translated finds the flow that the packet is of although the instance knows
@@ -185,11 +199,17 @@ func (h *Host) track(p *Port, v visit, choose func() uint16) (*Flow, Tuple, Reas
 func (h *Host) translated(p *Port, v visit, choose func() uint16) (*Flow, uint16) {
 	key := wire{v.Tuple, v.service}
 	t := v.Tuple
-	if port, ok := p.Flows.aliases[key]; ok {
-		t.PeerPort = port
-		return h.find(p, t, v), port
+	if a := p.Flows.aliases[key]; a != nil && a.left(t.Proto, h.Now) >= 0 {
+		a.seen = h.Now
+		t.PeerPort = a.port
+		return h.find(p, t, v), a.port
 	}
 	return nil, choose()
+}
+
+func (a *alias) left(proto uint8, now time.Duration) time.Duration {
+	f := Flow{State: Established, Seen: a.seen}
+	return f.Left(proto, now)
 }
 
 // begin a flow, if the rules admit its first packet.
@@ -202,7 +222,7 @@ func (h *Host) begin(p *Port, v visit, t Tuple) (*Flow, Tuple, Reason) {
 	case p.Strict && !v.opens():
 		return nil, t, NoSYN
 	case !v.host:
-		rule, why = h.judge(p, v.question())
+		rule, why = h.permit(p, v.question())
 	}
 	if why != None {
 		return nil, t, why
@@ -212,22 +232,30 @@ func (h *Host) begin(p *Port, v visit, t Tuple) (*Flow, Tuple, Reason) {
 		Host: v.host, Service: v.service, WirePort: v.wirePort,
 	}
 	if p.Flows.All == nil {
-		p.Flows.All, p.Flows.aliases = map[Tuple]*Flow{}, map[wire]uint16{}
+		p.Flows.All, p.Flows.aliases = map[Tuple]*Flow{}, map[wire]*alias{}
 	}
 	p.Flows.All[t] = f
 	if t != v.Tuple {
-		p.Flows.aliases[wire{v.Tuple, v.service}] = t.PeerPort
+		p.Flows.aliases[wire{v.Tuple, v.service}] = &alias{t.PeerPort, h.Now}
 	}
-	f.advance(v)
+	if v.Tuple.Proto == frame.TCP {
+		f.hearFirst(v)
+		f.ends(v)
+	}
+	f.Confirmed = f.Host && p.Flows.roomForOne()
 	f.Seen, f.Packets = h.Now, 1
+	h.count(f, v)
 	return f, t, None
 }
+
+// roomForOne more among the confirmed ones.
+func (f *Flows) roomForOne() bool { return f.Quota == 0 || f.confirmed() < f.Quota }
 
 // renew a flow that is there: judge it again if the rules are others since, and
 // have the packet change its state.
 func (h *Host) renew(p *Port, f *Flow, v visit) Reason {
 	if f.Generation != p.Generation && !f.Host {
-		rule, why := h.judge(p, question{f.First, v.Peer, v.Tuple.Proto, f.Match})
+		rule, why := h.permit(p, question{f.First, v.Peer, v.Tuple.Proto, f.Match})
 		switch {
 		case why == None:
 			f.Rule, f.Keep = rule.ID, rule.Keep
@@ -236,14 +264,47 @@ func (h *Host) renew(p *Port, f *Flow, v visit) Reason {
 		}
 		f.Generation = p.Generation
 	}
-	if v.Tuple.Proto == frame.TCP && v.Flags&frame.RST != 0 && !f.mayReset(v) {
+	tcp, rst := v.Tuple.Proto == frame.TCP, v.Flags&frame.RST != 0
+	if tcp && rst && !f.mayReset(v) {
 		return InvalidRST
 	}
-	f.advance(v)
-	if f.State == Established && !f.Confirmed && (p.Flows.Quota == 0 || p.Flows.confirmed() < p.Flows.Quota) {
-		f.Confirmed = true
+	if !tcp || rst || f.fits(v) {
+		f.advance(v)
+		if tcp {
+			f.hear(v)
+		}
+	}
+	if f.State == Established && v.direction == f.First && !f.Confirmed {
+		f.Confirmed = p.Flows.roomForOne()
 	}
 	f.Seen = h.Now
 	f.Packets++
 	return None
+}
+
+// Lives are how long everything that a port remembers of flows has left.
+func (p *Port) Lives(now time.Duration) []time.Duration {
+	var out []time.Duration
+	for t, f := range p.Flows.All {
+		out = append(out, f.Left(t.Proto, now))
+	}
+	for w, a := range p.Flows.aliases {
+		out = append(out, a.left(w.Proto, now))
+	}
+	return out
+}
+
+// Unjudged finds a flow that the rules do not admit any more, although it was
+// judged last when the port's generation was this one. If that is the port's
+// generation still, the flow lives on against the rules.
+func (h *Host) Unjudged(p *Port, generation uint32) (Tuple, bool) {
+	for t, f := range p.Flows.All {
+		if f.Generation != generation || f.Host || f.Keep || f.Left(t.Proto, h.Now) < 0 {
+			continue
+		}
+		if _, why := h.permit(p, question{f.First, t.Peer, t.Proto, f.Match}); why != None {
+			return t, true
+		}
+	}
+	return Tuple{}, false
 }

@@ -37,6 +37,12 @@ func (h *Host) FromVM(id PortID, b []byte, choose Chooser) Verdict {
 	if why == NotIP {
 		return because(NotIP)
 	}
+	if why == None && x.isND() {
+		return because(h.fromND(p, x))
+	}
+	if why == None && x.isDHCP() {
+		return because(h.fromDHCP(p, x))
+	}
 	if why = h.maySend(p, x, why); why != None {
 		return because(why)
 	}
@@ -73,6 +79,9 @@ func (h *Host) maySend(p *Port, x Headers, why Reason) Reason {
 	if why != None {
 		return why
 	}
+	if x.Piece != nil {
+		return NotAllowed
+	}
 	if x.Dst == h.Probe {
 		return sizes(p, x)
 	}
@@ -87,7 +96,7 @@ func (h *Host) maySend(p *Port, x Headers, why Reason) Reason {
 
 func owns(p *Port, a netip.Addr) bool {
 	for _, own := range p.Addresses {
-		if own == a {
+		if own == a.Unmap() { // in disguise it is refused, but not for being another's
 			return true
 		}
 	}
@@ -150,9 +159,10 @@ func (h *Host) FromUplink(b []byte, service ServiceID, choose Chooser) Verdict {
 	case isHosts(x.Src) && !x.isV6():
 		return because(BadSource)
 	}
-	id, p := h.at(x.Dst)
+	dst := x.Dst.Unmap() // an IPv4 address in disguise is whose it claims to be
+	id, p := h.at(dst)
 	if p == nil {
-		if service != 0 || within(x.Dst, h.Served) {
+		if service != 0 || within(dst, h.Served) {
 			return because(NoPort)
 		}
 		return because(PassHost)
@@ -162,6 +172,12 @@ func (h *Host) FromUplink(b []byte, service ServiceID, choose Chooser) Verdict {
 	}
 	if isSpecial(x.Src) {
 		return because(BadSource)
+	}
+	if x.isND() {
+		return because(NDIgnored)
+	}
+	if x.Piece != nil {
+		return because(NotAllowed)
 	}
 	v := visitOf(x, In)
 	v.service = service
@@ -174,6 +190,9 @@ func (h *Host) FromDoor(b []byte, choose Chooser) Verdict {
 	x, why := Read(b)
 	if why != None {
 		return because(why)
+	}
+	if x.Piece != nil {
+		return because(NotAllowed)
 	}
 	if x.Src != h.Probe {
 		return because(BadSource)

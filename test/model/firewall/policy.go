@@ -26,13 +26,24 @@ type question struct {
 	match     uint16 // destination port; ICMP: type and code
 }
 
+const smtp = 25
+
+// permit a flow. Mail leaves only from ports that may send it, whatever their
+// rules say.
+func (h *Host) permit(p *Port, q question) (Rule, Reason) {
+	if q.direction == Out && q.proto == frame.TCP && q.match == smtp && !p.Mail {
+		return Rule{}, SMTP
+	}
+	return h.judge(p, q)
+}
+
 // judge the first packet of a flow. Any rule that admits is enough: there are
 // no priorities and no rules that deny. Without any egress rule all may leave.
 func (h *Host) judge(p *Port, q question) (Rule, Reason) {
 	if len(p.Groups) == 0 {
 		return Rule{}, NoPolicy
 	}
-	rules := h.rules(p)
+	rules := h.Rules(p)
 	if q.direction == Out && !slices.ContainsFunc(rules, func(r Rule) bool { return r.Egress }) {
 		return Rule{}, None
 	}

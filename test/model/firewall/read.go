@@ -15,7 +15,7 @@ type Headers struct {
 	EtherType uint16
 
 	Src, Dst         netip.Addr
-	SrcPort, DstPort uint16 // ICMP echo: its id, in both
+	SrcPort, DstPort uint16 // ICMP echo: its id is the port of who asks, the other side has none
 	Match            uint16 // by which rules judge: destination port, ICMP type and code
 	Proto            uint8
 	TTL              uint8
@@ -152,6 +152,7 @@ func (x *Headers) tcp(h []byte) Reason {
 	x.Payload = x.L4 + head
 	x.Seq, x.Ack = binary.BigEndian.Uint32(h[4:]), binary.BigEndian.Uint32(h[8:])
 	x.Flags, x.Window = h[13], binary.BigEndian.Uint16(h[14:])
+	x.Scale = scaleOf(h[20:head])
 	switch x.Flags & (frame.FIN | frame.SYN | frame.RST | frame.ACK) {
 	case 0, frame.FIN:
 		return TCPFlags // no state of RFC 9293 sends these
@@ -160,6 +161,27 @@ func (x *Headers) tcp(h []byte) Reason {
 		return TCPFlags
 	}
 	return None
+}
+
+// scaleOf the window, among TCP's options (RFC 7323, 2.2). More than 14 is 14.
+func scaleOf(options []byte) int {
+	for len(options) > 2 {
+		switch options[0] {
+		case 0:
+			return noScale
+		case 1:
+			options = options[1:]
+			continue
+		case 3:
+			return min(int(options[2]), mostScale)
+		}
+		length := int(options[1])
+		if length < 2 || length > len(options) {
+			return noScale
+		}
+		options = options[length:]
+	}
+	return noScale
 }
 
 func (x *Headers) udp(h []byte) Reason {
@@ -182,16 +204,18 @@ func (x *Headers) icmp(h []byte) Reason {
 	x.Type, x.Code = h[0], h[1]
 	x.Match = uint16(x.Type)<<8 | uint16(x.Code)
 	x.Payload = x.L4 + 8
-	if x.isEcho() {
-		x.SrcPort = binary.BigEndian.Uint16(h[4:])
-		x.DstPort = x.SrcPort
+	id := binary.BigEndian.Uint16(h[4:])
+	switch {
+	case x.isAsking():
+		x.SrcPort = id
+	case x.isAnswering():
+		x.DstPort = id
+	default: // a flow of its own: another type is not its answer
+		x.SrcPort, x.DstPort = x.Match, x.Match
 	}
 	return None
 }
 
-func (x *Headers) isEcho() bool {
-	if x.isV6() {
-		return x.Type == 128 || x.Type == 129
-	}
-	return x.Type == 0 || x.Type == 8
-}
+func (x *Headers) isAsking() bool { return x.Type == 128 && x.isV6() || x.Type == 8 && !x.isV6() }
+
+func (x *Headers) isAnswering() bool { return x.Type == 129 && x.isV6() || x.Type == 0 && !x.isV6() }

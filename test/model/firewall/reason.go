@@ -15,6 +15,7 @@ const (
 	ToPortTranslated Reason = "to_port_translated"
 	ToUplink         Reason = "to_uplink"
 	ToDoor           Reason = "to_door"
+	Punted           Reason = "punted" // to the agent
 
 	// Left to the host's stack.
 	PassNotIP    Reason = "pass_not_ip"
@@ -52,4 +53,9 @@ const (
 	ICMPTooSmall  Reason = "icmp_too_small"
 	ICMPRedirect  Reason = "icmp_redirect"
 	SMTP          Reason = "smtp"
+	RogueRA       Reason = "rogue_ra"
+	RogueDHCP     Reason = "rogue_dhcp"
+	RogueDHCP6    Reason = "rogue_dhcp6"
+	SpoofedND     Reason = "spoofed_nd"
+	NDIgnored     Reason = "nd_ignored"
 )

@@ -180,7 +180,7 @@ func (s *Spec) word(word string) error {
 	case "frag":
 		return s.fragment(value)
 	case "ext":
-		for _, kind := range strings.Split(value, ",") {
+		for kind := range strings.SplitSeq(value, ",") {
 			n, err := strconv.ParseUint(kind, 10, 8)
 			if err != nil {
 				return err

@@ -2,30 +2,13 @@
 
 package scenario
 
-import (
-	"os"
-	"path/filepath"
-	"testing"
-)
+import "testing"
 
-// Tables reads all tables of verdicts.
 func tables(t *testing.T) map[string][]Step {
 	t.Helper()
-	files, err := filepath.Glob("testdata/*.txt")
-	if err != nil || len(files) == 0 {
-		t.Fatal("no tables", err)
-	}
-	all := map[string][]Step{}
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		steps, err := Parse(string(text))
-		if err != nil {
-			t.Fatalf("%s: %v", file, err)
-		}
-		all[file] = steps
+	all, err := Tables()
+	if err != nil || len(all) == 0 {
+		t.Fatal(err, len(all))
 	}
 	return all
 }

@@ -229,7 +229,7 @@ func parseChange(words []string) (*Change, error) {
 }
 
 func groups(list string) (out []firewall.GroupID, err error) {
-	for _, word := range strings.Split(list, ",") {
+	for word := range strings.SplitSeq(list, ",") {
 		n, err := number(word)
 		if err != nil {
 			return nil, err
