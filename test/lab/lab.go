@@ -91,10 +91,7 @@ func Up(ctx context.Context, cfg Config) (*Lab, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("lab up: network namespaces and BPF need root")
 	}
-	if err := os.MkdirAll(folder, 0o755); err != nil {
-		return nil, fmt.Errorf("lab up: %w", err)
-	}
-	if err := os.Mkdir(labFolder(cfg.Name), 0o755); errors.Is(err, os.ErrExist) {
+	if err := makeFolder(cfg.Name); errors.Is(err, os.ErrExist) {
 		return nil, fmt.Errorf("lab %s is there already: `cairn lab down --name %s` first", cfg.Name, cfg.Name)
 	} else if err != nil {
 		return nil, fmt.Errorf("lab up: %w", err)
@@ -111,6 +108,20 @@ func Up(ctx context.Context, cfg Config) (*Lab, error) {
 		return nil, err
 	}
 	return l, nil
+}
+
+// makeFolder makes a lab's folder, which must not be there yet. Another lab that
+// is the last to go removes the folder of all labs, so that it may have to be
+// made once more.
+func makeFolder(name string) error {
+	for {
+		if err := os.MkdirAll(folder, 0o755); err != nil {
+			return err
+		}
+		if err := os.Mkdir(labFolder(name), 0o755); !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
 }
 
 // up makes the parts in the order in which they need each other; the control

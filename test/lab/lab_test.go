@@ -134,8 +134,10 @@ func ask(l *Lab, port int) (instance, peer string, err error) {
 // their ports, a dead speaker and a dead link leave the route within their bars,
 // the underlay stays out of reach, and nothing is left behind.
 func TestClientsReachAnnouncedVIPs(t *testing.T) {
+	t.Parallel()
 	for _, router := range []string{BIRD, FRR} {
 		t.Run(router, func(t *testing.T) {
+			t.Parallel()
 			l := New(t, Config{Router: router, Bare: true})
 			speakers := map[int]*Daemon{}
 			for hv := 1; hv <= 3; hv++ {
@@ -246,6 +248,7 @@ func underlayIsOutOfReach(t *testing.T, l *Lab) {
 // The links are what the programs need: packet size, checksums, XDP, and a
 // management path that is not the uplink.
 func TestLinksAreAsPlanned(t *testing.T) {
+	t.Parallel()
 	l := New(t, Config{Hypervisors: 2, Bare: true})
 	for _, c := range []struct {
 		host Host
@@ -310,6 +313,7 @@ func TestLinksAreAsPlanned(t *testing.T) {
 }
 
 func TestUpRefusesASecondLabOfTheName(t *testing.T) {
+	t.Parallel()
 	l := New(t, Config{Hypervisors: 1, Bare: true})
 	if _, err := Up(t.Context(), Config{Name: l.Name(), Hypervisors: 1, Bare: true}); err == nil {
 		t.Fatal("two labs of one name")
@@ -334,6 +338,7 @@ func TestUpRefusesASecondLabOfTheName(t *testing.T) {
 
 // Whatever a crash of Up leaves, Down removes it, with and without state.json.
 func TestDownEndsAHalfMadeLab(t *testing.T) {
+	t.Parallel()
 	name := fmt.Sprintf("clab-%d-half", os.Getpid())
 	t.Cleanup(func() { _ = Down(name) })
 	for what, leave := range map[string]func() error{
@@ -382,6 +387,7 @@ func TestDownEndsAHalfMadeLab(t *testing.T) {
 }
 
 func TestUpTakesDownWhatItMadeWhenItFails(t *testing.T) {
+	t.Parallel()
 	name := fmt.Sprintf("clab-%d-fail", os.Getpid())
 	t.Cleanup(func() { _ = Down(name) })
 	ctx, cancel := context.WithCancel(t.Context())
@@ -415,6 +421,7 @@ func TestUpTakesDownWhatItMadeWhenItFails(t *testing.T) {
 // The API's socket outlives cairnd: a connection made while cairnd is away
 // waits for the next one.
 func TestTheAPISocketOutlivesItsDaemon(t *testing.T) {
+	t.Parallel()
 	l := New(t, Config{Hypervisors: 1, Bare: true})
 	d := l.add(daemonState{Name: "cairnd", Namespace: controlNamespace(l.Name()), Inherits: true,
 		Argv: []string{"/bin/sh", "-c", `test "$LISTEN_FDS" = 1 && test -S /proc/self/fd/3 || test -e /proc/self/fd/3; exec sleep 1000`}})
@@ -447,6 +454,7 @@ func TestTheAPISocketOutlivesItsDaemon(t *testing.T) {
 }
 
 func TestNamesListsLabs(t *testing.T) {
+	t.Parallel()
 	l := New(t, Config{Hypervisors: 1, Bare: true})
 	names, err := Names()
 	if err != nil || !slices.Contains(names, l.Name()) {

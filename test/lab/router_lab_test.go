@@ -22,6 +22,7 @@ import (
 // other ports take others. A hash left by the client's socket would be another
 // one for each connection.
 func TestRouterChoosesByAddressesAndPorts(t *testing.T) {
+	t.Parallel()
 	l := New(t, Config{Hypervisors: 3, Bare: true})
 	vip := netip.MustParseAddrPort("203.0.113.77:80")
 	multipath := &netlink.Route{Dst: ipNet(host(vip.Addr()))}
