@@ -436,6 +436,9 @@ func (r *rig) lookUp(bfd bool) {
 
 func forEachRouter(t *testing.T, f func(t *testing.T, router string)) {
 	for router := range strings.FieldsSeq("bird frr") {
-		t.Run(router, func(t *testing.T) { f(t, router) })
+		t.Run(router, func(t *testing.T) {
+			t.Parallel()
+			f(t, router)
+		})
 	}
 }

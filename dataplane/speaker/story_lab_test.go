@@ -116,6 +116,7 @@ func TestSpeakerDies(t *testing.T) {
 // The session is signed and takes no packet from further than the next hop. The
 // negative control is a speaker without either: it gets nowhere.
 func TestSecuredSession(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "none")
 	r.startBIRD(`ttl security on; password "correct horse";`)
 	r.want(labVIP)

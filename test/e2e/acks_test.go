@@ -55,6 +55,7 @@ func TestAnOperationWaitsForTheAgent(t *testing.T) {
 // TestFullMapFailsOneOperation: an agent that has no room says so, the operation
 // that asked for it fails with the agent's words, and the others go on.
 func TestFullMapFailsOneOperation(t *testing.T) {
+	t.Parallel()
 	c := newCloud(t, lab.Config{Hypervisors: 1, Agent: []string{"--map-size", "slots=512"}})
 	c.web(2)
 	add := func(port int64) error {
@@ -77,6 +78,7 @@ func TestFullMapFailsOneOperation(t *testing.T) {
 
 // TestRestartOfTheControlPlaneMovesNoSlot: tables are stored, not drawn anew.
 func TestRestartOfTheControlPlaneMovesNoSlot(t *testing.T) {
+	t.Parallel()
 	c := newCloud(t, lab.Config{})
 	c.web(3)
 	before := c.services(1)

@@ -37,6 +37,13 @@ func newCloud(t *testing.T, cfg lab.Config) *cloudUnderTest {
 	return &cloudUnderTest{T: t, Lab: l, Customer: customer}
 }
 
+// within is the same cloud under a part of its test.
+func (c *cloudUnderTest) within(t *testing.T) *cloudUnderTest {
+	part := *c
+	part.T = t
+	return &part
+}
+
 // web builds group, pool, load balancer and service, and waits until every
 // backend is healthy.
 func (c *cloudUnderTest) web(size int64) {

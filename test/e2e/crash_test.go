@@ -31,7 +31,7 @@ import (
 
 const (
 	samples    = 6                // crash points of a run that does not try all
-	enough     = 35 * time.Second // after that it begins no further round
+	enough     = 60 * time.Second // after that it begins no further round
 	leastStory = 30               // commits; a story with fewer has lost a part
 	patience   = time.Minute      // of a round: the shortest deadline of an operation
 	soon       = 20 * time.Second // what hosts and router need after an operation has ended
@@ -47,6 +47,7 @@ const (
 // run, CAIRN_CRASH_ALL=1 tries all, CAIRN_CRASH_AT=n the nth alone, or
 // with n+m that and then the mth of the process that takes over.
 func TestEveryCommitIsACrashPoint(t *testing.T) {
+	t.Parallel()
 	begin := time.Now()
 	c := newCampaign(t, lab.Config{})
 	undisturbed := c.mustPlay(point{})
@@ -88,6 +89,7 @@ func TestEveryCommitIsACrashPoint(t *testing.T) {
 // a control plane that comes back without what it has acknowledged does not get
 // through the round.
 func TestCrashesThatLoseOrRepeatAWriteAreNoticed(t *testing.T) {
+	t.Parallel()
 	c := newCampaign(t, lab.Config{Hypervisors: 1})
 	undisturbed := c.mustPlay(point{})
 	r, err := c.play(point{}, func(r *round) error {

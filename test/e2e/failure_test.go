@@ -111,19 +111,25 @@ func TestDetachedProgramFailsRequests(t *testing.T) {
 	}
 }
 
-func TestUplinkDown(t *testing.T) {
+// TestHypervisorIsLost: first its uplink alone, then, when it is back and the
+// control plane past its grace, the whole of it.
+func TestHypervisorIsLost(t *testing.T) {
 	c := newCloud(t, lab.Config{})
 	c.web(4)
-	all, at := c.underLoad(13*time.Second, func() { must(t, "uplink down", c.Uplink(2, false)) })
-	c.healsWithin(all, at, 2*time.Second)
-}
-
-func TestHypervisorKilledWhole(t *testing.T) {
-	c := newCloud(t, lab.Config{})
-	c.web(4)
+	t.Run("its uplink", func(t *testing.T) {
+		c := c.within(t)
+		all, at := c.underLoad(13*time.Second, func() { must(t, "uplink down", c.Uplink(2, false)) })
+		c.healsWithin(all, at, 2*time.Second)
+	})
+	must(t, "uplink up", c.Uplink(2, true))
+	c.healthy(4)
+	c.inStep()
 	c.pastTheGrace()
-	all, at := c.underLoad(18*time.Second, func() { must(t, "kill hypervisor", c.KillHypervisor(2)) })
-	c.healsWithin(all, at, 7*time.Second)
+	t.Run("the whole of it", func(t *testing.T) {
+		c := c.within(t)
+		all, at := c.underLoad(18*time.Second, func() { must(t, "kill hypervisor", c.KillHypervisor(2)) })
+		c.healsWithin(all, at, 7*time.Second)
+	})
 }
 
 // pastTheGrace waits until the control plane has run for so long that it lets

@@ -26,7 +26,7 @@ import (
 // TestUnhealthyBackendIsLeftOut: a workload that stopped is found within its
 // check's time, and then no request fails.
 func TestUnhealthyBackendIsLeftOut(t *testing.T) {
-	t.Parallel() // it waits more than it works
+	t.Parallel()
 	c := newCloud(t, lab.Config{})
 	c.web(3)
 	const interval, retries = 5 * time.Second, 1
@@ -70,7 +70,7 @@ func (c *cloudUnderTest) stopWorkload(id v3.UUID) error {
 // TestSilencedChecksRemoveNothing: when no check of any host gets an answer, it
 // is the checking that broke, and everything stays in use.
 func TestSilencedChecksRemoveNothing(t *testing.T) {
-	t.Parallel() // it waits more than it works
+	t.Parallel()
 	c := newCloud(t, lab.Config{})
 	c.web(3)
 	for hv := 1; hv <= c.Hypervisors(); hv++ {
@@ -102,7 +102,7 @@ func TestSilencedChecksRemoveNothing(t *testing.T) {
 // TestVIPOutlivesItsAgent: a dead agent is no dead dataplane. CAIRN_LONG=1 (make
 // long) looks for a whole minute.
 func TestVIPOutlivesItsAgent(t *testing.T) {
-	t.Parallel()             // it waits more than it works
+	t.Parallel()
 	look := 15 * time.Second // three leases
 	if os.Getenv("CAIRN_LONG") != "" {
 		look = time.Minute

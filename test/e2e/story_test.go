@@ -28,6 +28,7 @@ const publicKey = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QE
 // TestCustomerBuildsAWebService is the main thread: everything a customer does
 // from the first key to the last delete, and packets that prove it.
 func TestCustomerBuildsAWebService(t *testing.T) {
+	t.Parallel()
 	c := newCloud(t, lab.Config{})
 	ctx := t.Context()
 

@@ -20,6 +20,7 @@ import (
 // TestDatagramsBehindFRR: 53/udp beside 53/tcp on one VIP, to another port of
 // the instances, in front of the other router.
 func TestDatagramsBehindFRR(t *testing.T) {
+	t.Parallel()
 	c := newCloud(t, lab.Config{Router: lab.FRR})
 	var err error
 	c.group, err = c.Group("dns", 7)
