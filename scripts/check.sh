@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # Everything that is judged without running the code: format, vet, static
 # analysis, tidy modules, generated code equal to what the sources give. The
-# laws of the tree are a test of the pure ring (test/arch).
+# laws of the tree are a test of the pure ring (test/arch). Two steps run at a
+# time, the slow ones first; each says nothing unless it has something to say.
+# usage: check.sh [STEP...]   all steps, or those named
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CGO_ENABLED=0
@@ -12,8 +14,7 @@ quiet() { # quiet NAME COMMAND...: silent unless it prints or fails
 	local name=$1 out
 	shift
 	if ! out=$("$@" 2>&1) || [ -n "$out" ]; then
-		echo "$name:" >&2
-		echo "$out" >&2
+		printf '%s:\n%s\n' "$name" "$out" >&2
 		return 1
 	fi
 }
@@ -38,10 +39,25 @@ regenerated() {
 	done
 }
 
-quiet "gofmt would change" unformatted_go
-quiet "clang-format would change" unformatted_c
-quiet "go mod tidy would change" go mod tidy -diff
-quiet "go vet" go vet -tags $tags ./...
-quiet "go fix would change" go fix -diff -tags $tags ./...
-quiet "staticcheck" go tool staticcheck -tags $tags ./...
-quiet "generated code differs" regenerated
+step() {
+	case $1 in
+	staticcheck) quiet staticcheck go tool staticcheck -tags $tags ./... ;;
+	generated) quiet "generated code differs" regenerated ;;
+	vet) quiet "go vet" go vet -tags $tags ./... ;;
+	fix) quiet "go fix would change" go fix -diff -tags $tags ./... ;;
+	gofmt) quiet "gofmt would change" unformatted_go ;;
+	clang-format) quiet "clang-format would change" unformatted_c ;;
+	tidy) quiet "go mod tidy would change" go mod tidy -diff ;;
+	*)
+		echo "$0: step '$1' is not one of ${steps[*]}" >&2
+		return 2
+		;;
+	esac
+}
+
+steps=(staticcheck generated vet fix gofmt clang-format tidy)
+case $# in
+0) printf '%s\n' "${steps[@]}" | xargs -P 2 -n 1 "./scripts/check.sh" ;; # xargs, since Ctrl-C reaches its children
+1) step "$1" ;;
+*) printf '%s\n' "$@" | xargs -P 2 -n 1 "./scripts/check.sh" ;;
+esac
