@@ -7,7 +7,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 [ "$(id -u)" = 0 ] || exit 0
-prefixes='ct|cbpf|cbgp|cagt'
+prefixes='ct|cbpf|cbgp|cagt|cchk'
 
 [ -x bin/cairn ] && bin/cairn lab down --stale >/dev/null 2>&1
 ip netns list 2>/dev/null | awk '{print $1}' | grep -E "^($prefixes)-" | while read -r ns; do

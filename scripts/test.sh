@@ -91,7 +91,7 @@ pure() {
 	CGO_ENABLED=1 gotest -race -p 4 -timeout 10m $with 2>&1 | { grep -v 'no test files' || true; } &&
 		gotest -p 4 -timeout 10m $without
 }
-program() { gotest -tags program -p 1 -timeout 10m -run "$(files program | tests "$all")" $(files program | folders); }
+program() { gotest -tags program -p 2 -timeout 10m -run "$(files program | tests "$all")" $(files program | folders); }
 lab() {
 	local one_by_one
 	one_by_one=$(files lab | grep -E "$judges" | tests "$alone")

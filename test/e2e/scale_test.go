@@ -56,6 +56,7 @@ func TestScaleDownLosesNoRequest(t *testing.T) {
 // TestLeavingMemberKeepsItsFlow: a connection to a member that leaves goes on,
 // and the pool shrinks until it ends.
 func TestLeavingMemberKeepsItsFlow(t *testing.T) {
+	t.Parallel()
 	c := newCloud(t, lab.Config{})
 	c.web(3)
 	members, err := c.Members(c.pool)
@@ -65,7 +66,7 @@ func TestLeavingMemberKeepsItsFlow(t *testing.T) {
 	op, err := c.ScaleInstancePool(t.Context(), c.pool, v3.ScaleInstancePoolRequest{Size: 1})
 	must(t, "scale to 1", err)
 	for range 8 { // four seconds, longer than drains without flows take
-		lab.Eventually(t, "half a second", time.Second, flow.idle(500*time.Millisecond))
+		lab.Eventually(t, "half a second", 10*time.Second, flow.idle(500*time.Millisecond))
 		must(t, "a request over the old connection", flow.ask())
 	}
 	p, err := c.GetInstancePool(t.Context(), c.pool)
