@@ -29,7 +29,7 @@ const (
 // Spec is everything a driver has to know of an instance.
 type Spec struct {
 	ID         string           // uuid of the instance
-	Port       uint32           // id of its public port, unique in the zone
+	Port       uint32           // id of its public port, unique in the zone; 0: none
 	Name       string           // the customer's name for it, handed to the workload
 	Driver     string           // which driver makes it, from its template
 	Command    string           // which workload runs, from its template: "echo"
@@ -41,6 +41,16 @@ type Spec struct {
 	Running    bool             // wanted: running or stopped
 	Generation uint64           // of the item this Spec came from
 	Zone       string           // handed to the workload
+
+	Networks []Interface `json:",omitempty"` // in private networks; they come and go while it runs
+}
+
+// Interface is one in a private network. The guest gives it its address.
+type Interface struct {
+	Port   uint32 // id, unique in the zone
+	MAC    net.HardwareAddr
+	MTU    int  // 0 is 1500
+	Leased bool // the network leases addresses
 }
 
 // Hash names the contents of a Spec, all but its generation: equal hashes mean

@@ -20,9 +20,68 @@ const guestLink = "eth0"
 
 const defaultMTU = 1500
 
-// wire makes the port's two ends and sets all that the Spec says of them. It
-// changes nothing that is already right.
-func wire(namespace string, spec Spec) error {
+// leaseAlias is the alias of a guest's link whose address the guest is to ask
+// for by DHCP.
+const leaseAlias = "lease"
+
+// nic is one interface of a machine: two ends of a veth pair.
+type nic struct {
+	port    uint32
+	name    string // of the guest's end
+	mac     net.HardwareAddr
+	mtu     int
+	up      bool
+	alias   string
+	address netip.Addr // none in a private network: the guest's matter
+	gateway netip.Addr
+}
+
+// nics are the interfaces that a Spec asks for; names are the guest's names of
+// those in private networks.
+func nics(spec Spec, names map[uint32]string) []nic {
+	var out []nic
+	if spec.Port != 0 {
+		out = append(out, nic{
+			port: spec.Port, name: guestLink, mac: spec.MAC, mtu: orDefault(spec.MTU), up: spec.Running,
+			address: spec.Address, gateway: spec.Gateway,
+		})
+	}
+	for _, i := range spec.Networks {
+		n := nic{port: i.Port, name: names[i.Port], mac: i.MAC, mtu: orDefault(i.MTU), up: spec.Running}
+		if i.Leased {
+			n.alias = leaseAlias
+		}
+		out = append(out, n)
+	}
+	return out
+}
+
+// assign names the guest's ends of private interfaces: eth1 and on, each as long
+// as it is there.
+func assign(spec Spec, have map[uint32]string) map[uint32]string {
+	names, taken := map[uint32]string{}, map[string]bool{}
+	for _, i := range spec.Networks {
+		if name := have[i.Port]; name != "" {
+			names[i.Port], taken[name] = name, true
+		}
+	}
+	next := 1
+	for _, i := range spec.Networks {
+		if names[i.Port] != "" {
+			continue
+		}
+		for taken[fmt.Sprintf("eth%d", next)] {
+			next++
+		}
+		names[i.Port] = fmt.Sprintf("eth%d", next)
+		taken[names[i.Port]] = true
+	}
+	return names
+}
+
+// wire makes the two ends of each interface and sets all that the Spec says of
+// them. It changes nothing that is already right.
+func wire(namespace string, spec Spec, names map[uint32]string) error {
 	guest, err := handleIn(namespace)
 	if err != nil {
 		return err
@@ -33,25 +92,32 @@ func wire(namespace string, spec Spec) error {
 	}); err != nil {
 		return fmt.Errorf("turn IPv6 off in %s: %w", namespace, err)
 	}
-	if err := ensureVeth(namespace, guest, spec); err != nil {
+	if lo, err := guest.LinkByName("lo"); err != nil {
 		return err
+	} else if err := guest.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("lo up: %w", err)
 	}
-	if err := setHostEnd(spec); err != nil {
-		return fmt.Errorf("set up %s: %w", PortLink(spec.Port), err)
-	}
-	if err := setGuestEnd(namespace, guest, spec); err != nil {
-		return fmt.Errorf("set up %s in %s: %w", guestLink, namespace, err)
+	for _, n := range nics(spec, names) {
+		if err := ensureVeth(namespace, guest, n); err != nil {
+			return err
+		}
+		if err := setHostEnd(n); err != nil {
+			return fmt.Errorf("set up %s: %w", PortLink(n.port), err)
+		}
+		if err := setGuestEnd(namespace, guest, n); err != nil {
+			return fmt.Errorf("set up %s in %s: %w", n.name, namespace, err)
+		}
 	}
 	return nil
 }
 
 // ensureVeth makes the pair in one message, each end where it belongs. A host
 // end without its guest end, or the reverse, is of an older namespace.
-func ensureVeth(namespace string, guest *netlink.Handle, spec Spec) error {
-	name := PortLink(spec.Port)
+func ensureVeth(namespace string, guest *netlink.Handle, n nic) error {
+	name := PortLink(n.port)
 	host, hostErr := netlink.LinkByName(name)
-	eth0, guestErr := guest.LinkByName(guestLink)
-	if hostErr == nil && guestErr == nil && eth0.Attrs().ParentIndex == host.Attrs().Index {
+	end, guestErr := guest.LinkByName(n.name)
+	if hostErr == nil && guestErr == nil && end.Attrs().ParentIndex == host.Attrs().Index {
 		return nil
 	}
 	if hostErr == nil {
@@ -59,9 +125,9 @@ func ensureVeth(namespace string, guest *netlink.Handle, spec Spec) error {
 			return fmt.Errorf("delete stray %s: %w", name, err)
 		}
 	}
-	if eth0, err := guest.LinkByName(guestLink); err == nil {
-		if err := guest.LinkDel(eth0); err != nil {
-			return fmt.Errorf("delete stray %s in %s: %w", guestLink, namespace, err)
+	if end, err := guest.LinkByName(n.name); err == nil {
+		if err := guest.LinkDel(end); err != nil {
+			return fmt.Errorf("delete stray %s in %s: %w", n.name, namespace, err)
 		}
 	}
 	file, err := os.Open(namespacePath(namespace))
@@ -71,9 +137,9 @@ func ensureVeth(namespace string, guest *netlink.Handle, spec Spec) error {
 	defer file.Close()
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = name
-	attrs.MTU = mtu(spec)
+	attrs.MTU = n.mtu
 	pair := &netlink.Veth{
-		LinkAttrs: attrs, PeerName: guestLink, PeerHardwareAddr: spec.MAC, PeerMTU: uint32(mtu(spec)),
+		LinkAttrs: attrs, PeerName: n.name, PeerHardwareAddr: n.mac, PeerMTU: uint32(n.mtu),
 		PeerNamespace: netlink.NsFd(int(file.Fd())),
 	}
 	if err := netlink.LinkAdd(pair); err != nil {
@@ -84,8 +150,8 @@ func ensureVeth(namespace string, guest *netlink.Handle, spec Spec) error {
 
 // setHostEnd leaves the end without any address: it is the port's program that
 // talks to the guest, never the hypervisor's own stack.
-func setHostEnd(spec Spec) error {
-	name := PortLink(spec.Port)
+func setHostEnd(n nic) error {
+	name := PortLink(n.port)
 	link, err := netlink.LinkByName(name)
 	if err != nil {
 		return err
@@ -96,47 +162,49 @@ func setHostEnd(spec Spec) error {
 	if err := withoutTxChecksum(name); err != nil {
 		return err
 	}
-	if link.Attrs().MTU != mtu(spec) {
-		if err := netlink.LinkSetMTU(link, mtu(spec)); err != nil {
+	if link.Attrs().MTU != n.mtu {
+		if err := netlink.LinkSetMTU(link, n.mtu); err != nil {
 			return fmt.Errorf("mtu: %w", err)
 		}
 	}
 	return netlink.LinkSetUp(link)
 }
 
-func setGuestEnd(namespace string, guest *netlink.Handle, spec Spec) error {
-	link, err := guest.LinkByName(guestLink)
+func setGuestEnd(namespace string, guest *netlink.Handle, n nic) error {
+	link, err := guest.LinkByName(n.name)
 	if err != nil {
 		return err
 	}
-	if len(spec.MAC) != 0 && !bytes.Equal(link.Attrs().HardwareAddr, spec.MAC) {
-		if err := guest.LinkSetHardwareAddr(link, spec.MAC); err != nil {
+	if len(n.mac) != 0 && !bytes.Equal(link.Attrs().HardwareAddr, n.mac) {
+		if err := guest.LinkSetHardwareAddr(link, n.mac); err != nil {
 			return fmt.Errorf("mac: %w", err)
 		}
 	}
-	if link.Attrs().MTU != mtu(spec) {
-		if err := guest.LinkSetMTU(link, mtu(spec)); err != nil {
+	if link.Attrs().MTU != n.mtu {
+		if err := guest.LinkSetMTU(link, n.mtu); err != nil {
 			return fmt.Errorf("mtu: %w", err)
 		}
 	}
-	if err := inNamespace(namespace, func() error { return withoutTxChecksum(guestLink) }); err != nil {
+	if link.Attrs().Alias != n.alias {
+		if err := guest.LinkSetAlias(link, n.alias); err != nil {
+			return fmt.Errorf("alias: %w", err)
+		}
+	}
+	if err := inNamespace(namespace, func() error { return withoutTxChecksum(n.name) }); err != nil {
 		return err
 	}
-	if err := setAddress(guest, link, spec.Address); err != nil {
-		return err
+	if n.name == guestLink {
+		if err := setAddress(guest, link, n.address); err != nil {
+			return err
+		}
 	}
-	if lo, err := guest.LinkByName("lo"); err != nil {
-		return err
-	} else if err := guest.LinkSetUp(lo); err != nil {
-		return fmt.Errorf("lo up: %w", err)
-	}
-	if !spec.Running {
+	if !n.up {
 		return guest.LinkSetDown(link)
 	}
 	if err := guest.LinkSetUp(link); err != nil {
 		return fmt.Errorf("up: %w", err)
 	}
-	return setDefaultRoute(guest, link, spec)
+	return setDefaultRoute(guest, link, n)
 }
 
 // setAddress makes the /32 the only IPv4 address of the link.
@@ -167,19 +235,19 @@ func setAddress(guest *netlink.Handle, link netlink.Link, address netip.Addr) er
 
 // setDefaultRoute sends everything to the gateway, which is on no prefix of the
 // guest's: hence onlink.
-func setDefaultRoute(guest *netlink.Handle, link netlink.Link, spec Spec) error {
-	if !spec.Gateway.IsValid() || !spec.Address.IsValid() {
+func setDefaultRoute(guest *netlink.Handle, link netlink.Link, n nic) error {
+	if !n.gateway.IsValid() || !n.address.IsValid() {
 		return nil
 	}
 	route := &netlink.Route{
 		LinkIndex: link.Attrs().Index,
 		Dst:       &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)},
-		Gw:        spec.Gateway.AsSlice(),
-		Src:       spec.Address.AsSlice(),
+		Gw:        n.gateway.AsSlice(),
+		Src:       n.address.AsSlice(),
 		Flags:     int(netlink.FLAG_ONLINK),
 	}
 	if err := guest.RouteReplace(route); err != nil {
-		return fmt.Errorf("default route by %s: %w", spec.Gateway, err)
+		return fmt.Errorf("default route by %s: %w", n.gateway, err)
 	}
 	return nil
 }
@@ -208,11 +276,11 @@ func handleIn(namespace string) (*netlink.Handle, error) {
 	return h, err
 }
 
-func mtu(spec Spec) int {
-	if spec.MTU == 0 {
+func orDefault(mtu int) int {
+	if mtu == 0 {
 		return defaultMTU
 	}
-	return spec.MTU
+	return mtu
 }
 
 func hostNet(a netip.Addr) *net.IPNet {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,9 +19,10 @@ import (
 // Netns is the driver whose machine is a named network namespace with one
 // process in it, for laboratories and tests: it isolates the network and the
 // process tree and nothing else, the workload runs as the driver's own user on
-// the hypervisor's files. Its namespace is PREFIX-i<port>, the hypervisor's end
-// of its port is cp<port> in the namespace that the driver runs in, the guest's
-// end is eth0.
+// the hypervisor's files. Its namespace is PREFIX-i<port>, or PREFIX-n<id> without
+// a public port. The hypervisor's end of a port is cp<port> in the namespace that
+// the driver runs in, the guest's end of the public one is eth0, of others eth1
+// and on; the alias "lease" says that the guest is to ask for its address.
 type Netns struct {
 	cfg Config
 
@@ -61,8 +63,17 @@ var _ Driver = (*Netns)(nil)
 // Name is what a template says to get this driver.
 func (d *Netns) Name() string { return "netns" }
 
-// Namespace is the name of the network namespace of a machine.
+// Namespace is the name of the network namespace of a machine with that public
+// port.
 func (d *Netns) Namespace(port uint32) string { return fmt.Sprintf("%s-i%d", d.cfg.Prefix, port) }
+
+func (d *Netns) namespaceOf(spec Spec) string {
+	if spec.Port != 0 {
+		return d.Namespace(spec.Port)
+	}
+	id, _, _ := strings.Cut(spec.ID, "-")
+	return fmt.Sprintf("%s-n%s", d.cfg.Prefix, id)
+}
 
 // List implements Driver.
 func (d *Netns) List() ([]Machine, error) {
@@ -125,8 +136,16 @@ func (d *Netns) ensure(spec Spec) error {
 	if r.Namespace != "" && r.Port != spec.Port {
 		return fmt.Errorf("port cannot change from %d to %d", r.Port, spec.Port)
 	}
-	r.Port, r.Namespace, r.Running = spec.Port, d.Namespace(spec.Port), spec.Running
-	r.Hash = ""
+	r.Port, r.Namespace, r.Running = spec.Port, d.namespaceOf(spec), spec.Running
+	had := r.Links
+	r.Hash, r.Links = "", assign(spec, had)
+	for port, name := range had {
+		if r.Links[port] == "" {
+			if err := unwire(port); err != nil {
+				return fmt.Errorf("detach %s: %w", name, err)
+			}
+		}
+	}
 	if err := writeRecord(d.cfg.State, r); err != nil {
 		return fmt.Errorf("write record: %w", err)
 	}
@@ -158,8 +177,14 @@ func (d *Netns) check(spec Spec) error {
 		if id == spec.ID {
 			continue
 		}
-		if r, err := readRecord(d.cfg.State, id); err == nil && r != nil && r.Port == spec.Port {
-			return fmt.Errorf("port %d still belongs to machine %s", spec.Port, id)
+		r, err := readRecord(d.cfg.State, id)
+		if err != nil || r == nil {
+			continue
+		}
+		for _, n := range nics(spec, nil) {
+			if _, other := r.Links[n.port]; other || r.Port == n.port {
+				return fmt.Errorf("port %d still belongs to machine %s", n.port, id)
+			}
 		}
 	}
 	return nil
@@ -185,7 +210,7 @@ func (d *Netns) apply(s step, spec Spec, r *record) error {
 	case makeNamespace:
 		return createNamespace(r.Namespace)
 	case wireLinks:
-		return wire(r.Namespace, spec)
+		return wire(r.Namespace, spec, r.Links)
 	case startWorkload:
 		return d.start(spec, r)
 	}
@@ -215,11 +240,15 @@ func (d *Netns) start(spec Spec, r *record) error {
 // environment is all that a workload gets to know; the driver's own variables
 // are none of its business.
 func environment(spec Spec) []string {
+	address := ""
+	if spec.Address.IsValid() {
+		address = spec.Address.String()
+	}
 	return []string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"CAIRN_INSTANCE_ID=" + spec.ID,
 		"CAIRN_INSTANCE_NAME=" + strings.ReplaceAll(spec.Name, "\x00", ""),
-		"CAIRN_INSTANCE_ADDRESS=" + spec.Address.String(),
+		"CAIRN_INSTANCE_ADDRESS=" + address,
 		"CAIRN_ZONE=" + spec.Zone,
 	}
 }
@@ -251,8 +280,10 @@ func (d *Netns) remove(id string) error {
 				return err
 			}
 		}
-		if err := unwire(r.Port); err != nil {
-			return err
+		for _, port := range append(slices.Collect(maps.Keys(r.Links)), r.Port) {
+			if err := unwire(port); err != nil {
+				return err
+			}
 		}
 		if err := deleteNamespace(r.Namespace); err != nil {
 			return fmt.Errorf("delete namespace %s: %w", r.Namespace, err)

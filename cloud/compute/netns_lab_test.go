@@ -7,12 +7,14 @@ package compute
 import (
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -248,6 +250,82 @@ func TestLifeOfAMachine(t *testing.T) {
 }
 
 // The guest's facts are what the Spec says, also after somebody changed them.
+// guestLinks are the names and aliases of a machine's links but lo.
+func (h *host) guestLinks(s Spec) map[string]string {
+	h.Helper()
+	guest, err := handleIn(h.namespaceOf(s))
+	if err != nil {
+		h.Fatal(err)
+	}
+	defer guest.Close()
+	links, err := guest.LinkList()
+	if err != nil {
+		h.Fatal(err)
+	}
+	found := map[string]string{}
+	for _, l := range links {
+		if a := l.Attrs(); a.Name != "lo" {
+			found[a.Name] = fmt.Sprintf("%s %d %s", a.HardwareAddr, a.MTU, a.Alias)
+		}
+	}
+	return found
+}
+
+func TestPrivateInterfacesComeAndGoWhileItRuns(t *testing.T) {
+	h := newHost(t)
+	s := spec(1)
+	h.ensure(s)
+	pid := h.machine(s.ID).PID
+	leased := Interface{Port: 31, MAC: net.HardwareAddr{2, 0xca, 0, 0, 0, 31}, MTU: 1450, Leased: true}
+	bare := Interface{Port: 32, MAC: net.HardwareAddr{2, 0xca, 0, 0, 0, 32}}
+	const public = "02:ca:00:00:00:01 1500 "
+	for _, step := range []struct {
+		networks []Interface
+		want     map[string]string
+	}{
+		{[]Interface{leased, bare}, map[string]string{"eth0": public, "eth1": "02:ca:00:00:00:1f 1450 lease", "eth2": "02:ca:00:00:00:20 1500 "}},
+		{[]Interface{bare}, map[string]string{"eth0": public, "eth2": "02:ca:00:00:00:20 1500 "}},
+		{[]Interface{bare, leased}, map[string]string{"eth0": public, "eth1": "02:ca:00:00:00:1f 1450 lease", "eth2": "02:ca:00:00:00:20 1500 "}},
+		{nil, map[string]string{"eth0": public}},
+	} {
+		s.Networks = step.networks
+		s.Generation++
+		h.ensure(s)
+		if got := h.guestLinks(s); !maps.Equal(got, step.want) {
+			t.Errorf("links %v, want %v", got, step.want)
+		}
+		for _, port := range []uint32{31, 32} {
+			_, err := netlink.LinkByName(PortLink(port))
+			if wanted := slices.ContainsFunc(step.networks, func(i Interface) bool { return i.Port == port }); wanted != (err == nil) {
+				t.Errorf("host end of port %d is there: %v", port, err == nil)
+			}
+		}
+		if m := h.machine(s.ID); m.PID != pid || m.State != StateRunning {
+			t.Errorf("the machine was restarted: %+v", m)
+		}
+		h.reach(s)
+	}
+}
+
+func TestAMachineWithoutAPublicPort(t *testing.T) {
+	h := newHost(t)
+	s := spec(1)
+	s.Port, s.MAC, s.Address = 0, nil, netip.Addr{}
+	s.Networks = []Interface{{Port: 31, MAC: net.HardwareAddr{2, 0xca, 0, 0, 0, 31}}}
+	h.ensure(s)
+	if got := h.guestLinks(s); len(got) != 1 || got["eth1"] == "" {
+		t.Errorf("links %v", got)
+	}
+	if m := h.machine(s.ID); m.State != StateRunning {
+		t.Errorf("%+v", m)
+	}
+	other := spec(2)
+	other.Networks = s.Networks
+	if err := h.Ensure(other); err == nil || !strings.Contains(err.Error(), "port 31 still belongs to machine "+s.ID) {
+		t.Errorf("a port of another machine: %v", err)
+	}
+}
+
 func TestEnsureRepairsLinks(t *testing.T) {
 	h := newHost(t)
 	s := spec(1)

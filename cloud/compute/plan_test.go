@@ -3,6 +3,7 @@
 package compute
 
 import (
+	"maps"
 	"net"
 	"net/netip"
 	"strings"
@@ -63,6 +64,8 @@ func TestHashSeesEveryFieldButTheGeneration(t *testing.T) {
 		"address": func(s *Spec) { s.Address = netip.MustParseAddr("198.51.100.2") },
 		"gateway": func(s *Spec) { s.Gateway = netip.MustParseAddr("169.254.0.2") }, "mtu": func(s *Spec) { s.MTU = 9000 },
 		"running": func(s *Spec) { s.Running = true }, "zone": func(s *Spec) { s.Zone = "z" },
+		"networks": func(s *Spec) { s.Networks = []Interface{{Port: 3}} },
+		"leased":   func(s *Spec) { s.Networks = []Interface{{Port: 3, Leased: true}} },
 	} {
 		s := base
 		change(&s)
@@ -70,6 +73,29 @@ func TestHashSeesEveryFieldButTheGeneration(t *testing.T) {
 			t.Errorf("%s has the hash of %s", name, other)
 		}
 		seen[s.Hash()] = name
+	}
+}
+
+// An interface keeps its name while others come and go.
+func TestNamesOfPrivateInterfacesStay(t *testing.T) {
+	of := func(ports ...uint32) Spec {
+		var s Spec
+		for _, p := range ports {
+			s.Networks = append(s.Networks, Interface{Port: p})
+		}
+		return s
+	}
+	names := assign(of(31, 32, 33), nil)
+	if !maps.Equal(names, map[uint32]string{31: "eth1", 32: "eth2", 33: "eth3"}) {
+		t.Fatalf("first: %v", names)
+	}
+	names = assign(of(31, 33), names)
+	if !maps.Equal(names, map[uint32]string{31: "eth1", 33: "eth3"}) {
+		t.Errorf("after the second left: %v", names)
+	}
+	names = assign(of(34, 31, 33), names)
+	if !maps.Equal(names, map[uint32]string{31: "eth1", 34: "eth2", 33: "eth3"}) {
+		t.Errorf("after another came: %v", names)
 	}
 }
 

@@ -15,14 +15,15 @@ import (
 // of it, so that whatever exists can be found from the folder alone. User data
 // is not in it.
 type record struct {
-	ID         string  `json:"id"`
-	Port       uint32  `json:"port"`
-	Namespace  string  `json:"namespace"`
-	Command    string  `json:"command"`
-	Running    bool    `json:"running"`              // wanted
-	Process    process `json:"process"`              // of the workload
-	Hash       string  `json:"hash,omitempty"`       // of the Spec fulfilled last; empty while one is in work
-	Generation uint64  `json:"generation,omitempty"` // likewise
+	ID         string            `json:"id"`
+	Port       uint32            `json:"port"`            // the public one; 0: none
+	Links      map[uint32]string `json:"links,omitempty"` // private port → the guest's name of it
+	Namespace  string            `json:"namespace"`
+	Command    string            `json:"command"`
+	Running    bool              `json:"running"`              // wanted
+	Process    process           `json:"process"`              // of the workload
+	Hash       string            `json:"hash,omitempty"`       // of the Spec fulfilled last; empty while one is in work
+	Generation uint64            `json:"generation,omitempty"` // likewise
 }
 
 // An id is the name of a folder, so it may not be a path.

@@ -3,16 +3,20 @@
 // Command cairn-echo is the workload of the template "echo": it answers HTTP on
 // port 80 and UDP and TCP on port 7 with the name of the instance it runs in and
 // the address its peer was seen with, and prints one JSON line a request. It
-// owns no state and needs nothing but a kernel. Start at server.go.
+// asks for the addresses of links that are marked for it, as a guest's own
+// system would. It owns no state and needs nothing but a kernel. Start at server.go.
 package main
 
 import (
 	"context"
 	"flag"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
+
+	"cairn/cloud/compute/guest"
 )
 
 func main() {
@@ -23,6 +27,8 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
+	// Standard output is for requests.
+	go guest.Run(ctx, slog.New(slog.NewJSONHandler(os.Stderr, nil)))
 	s := &server{name: *name, out: os.Stdout}
 	if err := s.run(ctx, *web, *echo); err != nil {
 		fmt.Fprintln(os.Stderr, "cairn-echo:", err)

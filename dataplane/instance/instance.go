@@ -35,19 +35,46 @@ func Wanted(view table.View) map[string]Want {
 			ID: i.ID, Port: i.Port, Name: i.Name, Driver: i.Driver, Command: i.Command, UserData: i.UserData,
 			Gateway: gateway, Running: i.Running, Generation: i.Generation, Zone: i.Zone,
 		}}
-		port, ok := table.Get[wire.Port](view, fmt.Sprint(i.Port))
-		at := slices.IndexFunc(port.Addresses, netip.Addr.Is4)
-		switch {
-		case !ok:
-			w.Fault = fmt.Sprintf("port %d is not here", i.Port)
-		case at < 0:
-			w.Fault = fmt.Sprintf("port %d has no IPv4 address", i.Port)
-		default:
-			w.Spec.MAC, w.Spec.Address, w.Spec.MTU = net.HardwareAddr(port.MAC[:]), port.Addresses[at], int(port.MTU)
+		if i.Port != 0 {
+			w.public(view)
+		}
+		for _, id := range i.Networks {
+			w.private(view, id)
 		}
 		wanted[i.ID] = w
 	}
 	return wanted
+}
+
+// public sets the interface that all instances had once and most have.
+func (w *Want) public(view table.View) {
+	port, ok := table.Get[wire.Port](view, fmt.Sprint(w.Spec.Port))
+	at := slices.IndexFunc(port.Addresses, netip.Addr.Is4)
+	switch {
+	case !ok:
+		w.Fault = fmt.Sprintf("port %d is not here", w.Spec.Port)
+	case at < 0:
+		w.Fault = fmt.Sprintf("port %d has no IPv4 address", w.Spec.Port)
+	default:
+		w.Spec.MAC, w.Spec.Address, w.Spec.MTU = net.HardwareAddr(port.MAC[:]), port.Addresses[at], int(port.MTU)
+	}
+}
+
+// private adds an interface in a private network.
+func (w *Want) private(view table.View, id uint32) {
+	port, ok := table.Get[wire.Port](view, fmt.Sprint(id))
+	if !ok {
+		w.Fault = fmt.Sprintf("port %d is not here", id)
+		return
+	}
+	network, ok := table.Get[wire.Network](view, fmt.Sprint(port.Network))
+	if !ok {
+		w.Fault = fmt.Sprintf("network %d of port %d is not here", port.Network, id)
+		return
+	}
+	w.Spec.Networks = append(w.Spec.Networks, compute.Interface{
+		Port: id, MAC: net.HardwareAddr(port.MAC[:]), MTU: int(port.MTU), Leased: network.Lease != nil,
+	})
 }
 
 // Op is what a step does.

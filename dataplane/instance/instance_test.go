@@ -47,6 +47,14 @@ func TestWantedNeedsThePort(t *testing.T) {
 		wire.Instance{ID: "c", Driver: "netns", Port: 3},
 		wire.Port{ID: 1, MAC: [6]byte{2, 0xca, 0, 0, 0, 1}, Addresses: []netip.Addr{netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("198.51.100.1")}, MTU: 1500},
 		wire.Port{ID: 3, MAC: [6]byte{2, 0xca, 0, 0, 0, 3}},
+		wire.Instance{ID: "d", Driver: "netns", Networks: []uint32{31, 32}},
+		wire.Instance{ID: "e", Driver: "netns", Networks: []uint32{33}},
+		wire.Instance{ID: "f", Driver: "netns", Networks: []uint32{34}},
+		wire.Network{VNI: 7, Lease: &wire.Lease{Server: netip.MustParseAddr("10.0.0.9"), Start: netip.MustParseAddr("10.0.0.1"), End: netip.MustParseAddr("10.0.0.8"), Bits: 28}},
+		wire.Network{VNI: 8},
+		wire.Port{ID: 31, Network: 7, MAC: [6]byte{2, 0xca, 0, 0, 0, 31}, MTU: 1450},
+		wire.Port{ID: 32, Network: 8, MAC: [6]byte{2, 0xca, 0, 0, 0, 32}},
+		wire.Port{ID: 33, Network: 9, MAC: [6]byte{2, 0xca, 0, 0, 0, 33}},
 	} {
 		body, err := wire.Encode(item)
 		if err != nil {
@@ -64,6 +72,15 @@ func TestWantedNeedsThePort(t *testing.T) {
 	}
 	if got["a"].Fault != "" || got["a"].Spec.Hash() != want.Hash() || got["a"].Spec.Generation != 4 {
 		t.Errorf("a: %+v", got["a"])
+	}
+	private := compute.Spec{ID: "d", Driver: "netns", Gateway: want.Gateway, Networks: []compute.Interface{
+		{Port: 31, MAC: net.HardwareAddr{2, 0xca, 0, 0, 0, 31}, MTU: 1450, Leased: true}, {Port: 32, MAC: net.HardwareAddr{2, 0xca, 0, 0, 0, 32}},
+	}}
+	if got["d"].Fault != "" || got["d"].Spec.Hash() != private.Hash() {
+		t.Errorf("d: %+v", got["d"])
+	}
+	if got["e"].Fault != "network 9 of port 33 is not here" || got["f"].Fault != "port 34 is not here" {
+		t.Errorf("e: %q, f: %q", got["e"].Fault, got["f"].Fault)
 	}
 	if got["b"].Fault != "port 2 is not here" || got["c"].Fault != "port 3 has no IPv4 address" {
 		t.Errorf("b: %q, c: %q", got["b"].Fault, got["c"].Fault)
