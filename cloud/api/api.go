@@ -43,6 +43,7 @@ type Operation struct {
 	Async     bool   // answers an operation that a client polls
 	Reference string // noun of the object that the operation refers to, "" for none
 	Unsigned  bool   // served without a signature
+	Extension bool   // beyond the contract: its clients do not know it
 
 	Noun string // what it is filed under: the first word of its path
 	Verb string // what it does to the noun: "list", "create", "add-service"

@@ -53,6 +53,14 @@ var Operations = []Operation{
 	do("add-instance-protection", "PUT", "/instance/{id}:add-protection", "protect an instance from being deleted", "instance"),
 	do("remove-instance-protection", "PUT", "/instance/{id}:remove-protection", "let an instance be deleted again", "instance"),
 	read[cloud.InstancePassword]("reveal-instance-password", "/instance/{id}:password", "read the password of an instance, for a day after it was set"),
+	read[cloud.Explanation]("explain-instance", "/instance/{id}:explain", "say whether the firewall admits a flow at an instance, and why").extension(
+		Param{Name: "direction", Enum: []string{"ingress", "egress"}, Doc: "of the first packet (ingress when absent)", Plain: true},
+		Param{Name: "protocol", Doc: "tcp, udp, icmp, icmpv6, esp, ah, gre, ipip or a number (tcp when absent)", Plain: true},
+		Param{Name: "peer", Doc: "address of the other end (required)", Plain: true},
+		Param{Name: "port", Doc: "destination port of tcp and udp", Plain: true},
+		Param{Name: "icmp-type", Doc: "type of an ICMP message", Plain: true},
+		Param{Name: "icmp-code", Doc: "code of an ICMP message", Plain: true},
+		Param{Name: "private-network-id", Doc: "the interface in this private network (the public one when absent)"}),
 	do("reset-instance-password", "PUT", "/instance/{id}:reset-password", "give an instance a new password", "instance"),
 
 	list[cloud.AntiAffinityGroupList]("/anti-affinity-group", "list the anti-affinity groups"),
@@ -193,6 +201,11 @@ func do(id, method, path, summary, reference string) Operation {
 func ask[T any](id, method, path, summary, reference string) Operation {
 	o := do(id, method, path, summary, reference)
 	o.Request = reflect.TypeFor[T]()
+	return o
+}
+
+func (o Operation) extension(query ...Param) Operation {
+	o.Extension, o.Query = true, query
 	return o
 }
 

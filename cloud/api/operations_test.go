@@ -37,6 +37,7 @@ scale-instance                      PUT    /instance/{id}:scale                 
 add-instance-protection             PUT    /instance/{id}:add-protection                      instance add-protection
 remove-instance-protection          PUT    /instance/{id}:remove-protection                   instance remove-protection
 reveal-instance-password            GET    /instance/{id}:password                            instance reveal-password
+explain-instance                    GET    /instance/{id}:explain                             instance explain
 reset-instance-password             PUT    /instance/{id}:reset-password                      instance reset-password
 list-anti-affinity-groups           GET    /anti-affinity-group                               anti-affinity-group list
 create-anti-affinity-group          POST   /anti-affinity-group                               anti-affinity-group create

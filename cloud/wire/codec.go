@@ -16,10 +16,11 @@ import (
 
 // Limits of what an agent accepts and the control plane sends.
 const (
-	MaxBody  = 1 << 20 // bytes of one encoded item
-	MaxRules = 1024    // rules of a policy and direction: the bits of a bitmap
-	MaxVNI   = 0xfffffd
-	MaxSlots = 16384
+	MaxBody   = 1 << 20 // bytes of one encoded item
+	MaxRules  = 1024    // rules of a policy and direction: the bits of a bitmap
+	MaxOrigin = 128     // bytes of what a rule is in the API
+	MaxVNI    = 0xfffffd
+	MaxSlots  = 16384
 )
 
 var marshal = proto.MarshalOptions{Deterministic: true}
@@ -113,7 +114,7 @@ func policyToProto(v Policy) proto.Message {
 			Id: r.ID, Egress: r.Direction == Egress, Protocol: uint32(r.Protocol),
 			PortMin: uint32(r.PortMin), PortMax: uint32(r.PortMax),
 			IcmpType: int32(r.ICMPType), IcmpCode: int32(r.ICMPCode), PeerGroup: r.PeerGroup,
-			Sources: prefixesToProto(r.Sources), Keep: r.Keep,
+			Sources: prefixesToProto(r.Sources), Keep: r.Keep, Origin: r.Origin,
 		}
 		if r.PeerGroup == 0 {
 			rule.PeerAddress, rule.PeerBits = r.Peer.Addr().AsSlice(), uint32(r.Peer.Bits())
@@ -312,7 +313,10 @@ func decodeRule(d *decoding, i int, r *agentv1.Rule) Rule {
 		ID: d.id(at("id"), r.Id), Protocol: d.protocol(r.Protocol), PeerGroup: r.PeerGroup,
 		PortMin: d.port(at("port_min"), r.PortMin, true), PortMax: d.port(at("port_max"), r.PortMax, true),
 		ICMPType: int16(r.IcmpType), ICMPCode: int16(r.IcmpCode),
-		Sources: d.prefixes(at("sources"), r.Sources), Keep: r.Keep,
+		Sources: d.prefixes(at("sources"), r.Sources), Keep: r.Keep, Origin: r.Origin,
+	}
+	if len(r.Origin) > MaxOrigin {
+		d.fail("%s: %d bytes are more than %d", at("origin"), len(r.Origin), MaxOrigin)
 	}
 	if r.Egress {
 		rule.Direction = Egress

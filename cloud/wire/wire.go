@@ -135,7 +135,8 @@ type Policy struct {
 
 // Rule admits traffic. PeerGroup 0 means that the peer is Peer, else it is the
 // group's members and Sources; Protocol 0 is any protocol. Flows that a rule
-// with Keep has admitted outlive it.
+// with Keep has admitted outlive it. Origin is what the rule is in the API, for
+// people: "GROUP/UUID".
 type Rule struct {
 	ID                 uint32
 	Direction          Direction
@@ -146,6 +147,7 @@ type Rule struct {
 	PeerGroup          uint32
 	Sources            []netip.Prefix
 	Keep               bool
+	Origin             string
 }
 
 // Instance is a machine wanted on its host. ID is the API's UUID; Networks are

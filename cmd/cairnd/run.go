@@ -24,6 +24,7 @@ import (
 	"cairn/controlplane/api"
 	"cairn/controlplane/dist"
 	"cairn/controlplane/elasticip"
+	"cairn/controlplane/explain"
 	"cairn/controlplane/hypervisor"
 	"cairn/controlplane/instance"
 	"cairn/controlplane/loadbalancer"
@@ -135,7 +136,7 @@ func (d *daemon) run(cmd *cobra.Command) error {
 	gate.Waiting, gate.Compacted = agents.Waiting, agents.Compact
 	handlers := api.Merge(api.Catalogue(zone.Name, d.publicURL), gate.Handlers(),
 		sshkey.Handlers(s, gate), antiaffinity.Handlers(s, gate), securitygroup.Handlers(s, gate), instances.Handlers(), pools.Handlers(), balancers.Handlers(),
-		privatenetwork.Handlers(s, gate), elastics.Handlers(), reversedns.Handlers(s, gate))
+		privatenetwork.Handlers(s, gate), elastics.Handlers(), reversedns.Handlers(s, gate), explain.Explainer{Zone: zone.Name, Snapshot: agents.Snapshot}.Handlers())
 	handler, err := api.New(api.Config{
 		Operations: served(handlers), Handlers: handlers, Keys: tenant.Keys{Store: s, Root: root},
 		Answers: gate, Waiter: gate, Audit: gate.Audit, Zone: zone.Name, PublicURL: d.publicURL, Logger: d.log,

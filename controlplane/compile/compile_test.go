@@ -242,10 +242,10 @@ func TestPolicy(t *testing.T) {
 	rows.Instances = []*replica.Instance{instance(1, 1, 7, 2, 1)}
 	w.commit("", rows)
 	want := []string{
-		"{100 ingress 6 80 80 -1 -1 0.0.0.0/0 0 [] false}",
-		"{101 egress 1 0 0 8 -1 10.0.0.0/8 0 [] false}",
-		"{102 ingress 0 0 0 -1 -1 192.0.2.0/24 0 [] false}",
-		"{200 ingress 6 5432 5432 -1 -1 invalid Prefix 1 [] false}",
+		"{100 ingress 6 80 80 -1 -1 0.0.0.0/0 0 [] false g1/r1-0}",
+		"{101 egress 1 0 0 8 -1 10.0.0.0/8 0 [] false g1/r1-1}",
+		"{102 ingress 0 0 0 -1 -1 192.0.2.0/24 0 [] false g1/r1-2}",
+		"{200 ingress 6 5432 5432 -1 -1 invalid Prefix 1 [] false g2/r2-0}",
 	}
 	made := items(t, w, ownerOfClass(7))
 	var got []string

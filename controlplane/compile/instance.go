@@ -103,6 +103,32 @@ func (c *Compiler) ports(i *replica.Instance, size cloud.InstanceType) ([]wire.P
 	return ports, nil
 }
 
+// Port of a placed instance: the public one, or that in a private network.
+func (c *Compiler) Port(i *replica.Instance, network cloud.ID) (wire.Port, error) {
+	if !replica.Placed(i.Body) {
+		return wire.Port{}, cloud.Conflictf("instance %s has no place yet", i.ID)
+	}
+	vni := uint32(0)
+	if network != "" {
+		n, ok := c.snap.Network(network)
+		if !ok {
+			return wire.Port{}, cloud.Missing("private-network", network)
+		}
+		vni = n.Body.VNI
+	}
+	size, _ := cloud.FindInstanceType(i.Body.InstanceType.ID)
+	ports, err := c.ports(i, size)
+	if err != nil {
+		return wire.Port{}, err
+	}
+	for _, p := range ports {
+		if p.Network == vni {
+			return p, nil
+		}
+	}
+	return wire.Port{}, cloud.NotFoundf("instance %s has no such interface", i.ID)
+}
+
 // elasticsOf an instance, and those of them that come to it, by their prefixes.
 func (c *Compiler) elasticsOf(i *replica.Instance) (allowed, active []netip.Prefix) {
 	for _, ref := range i.Body.ElasticIPs {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 
 	"cairn/cloud"
 	"cairn/cloud/wire"
@@ -79,6 +80,35 @@ func (c *Compiler) policy(class *replica.Class) (wire.Policy, error) {
 	return p, nil
 }
 
+// Policy of a class: what its hosts hold of its groups' rules. False when there
+// is no such class.
+func (c *Compiler) Policy(number uint32) (wire.Policy, bool, error) {
+	class, ok := c.snap.Class(number)
+	if !ok {
+		return wire.Policy{}, false, nil
+	}
+	p, err := c.policy(class)
+	return p, true, err
+}
+
+// GroupNumbers are the numbers of the groups of a class.
+func (c *Compiler) GroupNumbers(number uint32) []uint32 {
+	class, ok := c.snap.Class(number)
+	if !ok {
+		return nil
+	}
+	return c.numbers(class.Groups)
+}
+
+// origin says what a rule is in the API. A name that is too long is cut.
+func origin(g *replica.Group, rule cloud.SecurityGroupRule) string {
+	name := []rune(strings.ReplaceAll(g.Body.Name, "/", "_"))
+	for len(string(name))+1+len(rule.ID) > wire.MaxOrigin && len(name) > 0 {
+		name = name[:len(name)-1]
+	}
+	return string(name) + "/" + string(rule.ID)
+}
+
 // rule is false for one that admits nothing: its peer is a public group, whose
 // traffic comes through the host's own door and needs no rule.
 func (c *Compiler) rule(g *replica.Group, rule cloud.SecurityGroupRule) (wire.Rule, bool, error) {
@@ -90,7 +120,7 @@ func (c *Compiler) rule(g *replica.Group, rule cloud.SecurityGroupRule) (wire.Ru
 	if !ok {
 		return wire.Rule{}, false, fmt.Errorf("protocol %q is not known", rule.Protocol)
 	}
-	r := wire.Rule{ID: number, Protocol: protocol, ICMPType: -1, ICMPCode: -1}
+	r := wire.Rule{ID: number, Protocol: protocol, ICMPType: -1, ICMPCode: -1, Origin: origin(g, rule)}
 	if rule.FlowDirection == cloud.Egress {
 		r.Direction = wire.Egress
 	}

@@ -155,6 +155,9 @@ func (s *Server) Missing(op cloud.ID) []string { return s.tracker.Missing(op) }
 // was done, by the monotonic clock of its host; 0 if it is not known.
 func (s *Server) Programmed(op cloud.ID) int64 { return s.tracker.Programmed(op) }
 
+// Snapshot is the zone as it is delivered; its revision is 0 before Run has read it.
+func (s *Server) Snapshot() replica.Snapshot { return s.replica.Snapshot() }
+
 // Compact forgets removals up to a revision, as the store has forgotten its
 // changes: agents below it get a snapshot.
 func (s *Server) Compact(upTo store.Revision) { s.shelf.compact(uint64(upTo)) }

@@ -23,6 +23,7 @@ var rows = []row{
 	{"proto", nil},
 	{"bpf", []string{"bpf/"}},
 	{"cloud/wire", []string{"cloud", "proto/"}},
+	{"cloud/firewall", []string{"cloud/wire"}},
 	{"lb/slots", []string{"cloud"}},
 	{"lb/health", []string{"cloud"}},
 	{"lb/announce", []string{"cloud"}},
@@ -32,14 +33,14 @@ var rows = []row{
 	{"cloud/client", []string{"cloud", "cloud/api/"}},
 	{"cloud/cli", []string{"cloud", "cloud/api/", "cloud/client"}},
 	{"dataplane", []string{
-		"cloud", "cloud/wire", "cloud/join", "proto/", "bpf/", "lb/slots", "lb/health", "lb/announce",
+		"cloud", "cloud/firewall", "cloud/wire", "cloud/join", "proto/", "bpf/", "lb/slots", "lb/health", "lb/announce",
 		"cloud/compute", "dataplane/",
 	}},
 	{"dataplane/speaker", []string{"cloud", "cloud/wire", "proto/", "bpf/", "lb/announce", "lb/bgp", "dataplane/"}},
 	{"controlplane/fsm", nil},
 	{"controlplane/program", nil},
 	{"controlplane", []string{
-		"cloud", "cloud/api/", "cloud/join", "cloud/place", "cloud/wire", "proto/", "lb/slots", "lb/health", "lb/announce", "controlplane/",
+		"cloud", "cloud/api/", "cloud/firewall", "cloud/join", "cloud/place", "cloud/wire", "proto/", "lb/slots", "lb/health", "lb/announce", "controlplane/",
 	}},
 	{"test/lab", []string{"cloud", "cloud/api/", "cloud/client", "test/lab/"}},
 	{"cmd", []string{

@@ -37,6 +37,7 @@ func (f *fake) networks() api.Handlers {
 				*e, _, err = capi.Clear(*e, c.Args["field"])
 				return err
 			}),
+			"explain-instance":         f.locked(func(api.Call) (any, error) { return cloud.Explanation{Admitted: true, Reason: "rule"}, nil }),
 			"reveal-instance-password": f.locked(func(api.Call) (any, error) { return cloud.InstancePassword{Password: "a password"}, nil }),
 		})
 	for _, o := range capi.Operations {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -87,6 +88,7 @@ func (z *inhabited) serve() {
 	z.worker = program.NewWorker(program.Config{Tasks: s.Tasks(), Owner: "cairnd", Actions: pools.Actions(), Done: pools.Done, Log: quiet})
 	pools.Follower, pools.Wake, z.balancers, balancers.Drained = balancers, z.worker.Wake, balancers, pools.Drained
 	edge, err := api.New(api.Config{
+		Operations: slices.DeleteFunc(slices.Clone(capi.Operations), func(o capi.Operation) bool { return o.Extension }),
 		Handlers: api.Merge(api.Catalogue(zone, "http://127.0.0.1"), gate.Handlers(), sshkey.Handlers(s, gate), antiaffinity.Handlers(s, gate),
 			securitygroup.Handlers(s, gate), instances.Handlers(), pools.Handlers(), balancers.Handlers(),
 			privatenetwork.Handlers(s, gate), z.elastics.Handlers(), reversedns.Handlers(s, gate)),

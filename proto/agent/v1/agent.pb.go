@@ -2139,6 +2139,7 @@ type Rule struct {
 	PeerGroup     uint32                 `protobuf:"varint,10,opt,name=peer_group,json=peerGroup,proto3" json:"peer_group,omitempty"` // 0: the peer is the prefix
 	Sources       []*Prefix              `protobuf:"bytes,11,rep,name=sources,proto3" json:"sources,omitempty"`                       // external sources of the peer group
 	Keep          bool                   `protobuf:"varint,12,opt,name=keep,proto3" json:"keep,omitempty"`                            // flows it admitted outlive it
+	Origin        string                 `protobuf:"bytes,13,opt,name=origin,proto3" json:"origin,omitempty"`                         // what it is in the API, for people
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2255,6 +2256,13 @@ func (x *Rule) GetKeep() bool {
 		return x.Keep
 	}
 	return false
+}
+
+func (x *Rule) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
 }
 
 type Prefix struct {
@@ -3531,7 +3539,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x05class\x18\x03 \x01(\rR\x05class\"D\n" +
 	"\x06Policy\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12*\n" +
-	"\x05rules\x18\x02 \x03(\v2\x14.cairn.agent.v1.RuleR\x05rules\"\xdf\x02\n" +
+	"\x05rules\x18\x02 \x03(\v2\x14.cairn.agent.v1.RuleR\x05rules\"\xf7\x02\n" +
 	"\x04Rule\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x16\n" +
 	"\x06egress\x18\x02 \x01(\bR\x06egress\x12\x1a\n" +
@@ -3546,7 +3554,8 @@ const file_agent_proto_rawDesc = "" +
 	"peer_group\x18\n" +
 	" \x01(\rR\tpeerGroup\x120\n" +
 	"\asources\x18\v \x03(\v2\x16.cairn.agent.v1.PrefixR\asources\x12\x12\n" +
-	"\x04keep\x18\f \x01(\bR\x04keep\"6\n" +
+	"\x04keep\x18\f \x01(\bR\x04keep\x12\x16\n" +
+	"\x06origin\x18\r \x01(\tR\x06origin\"6\n" +
 	"\x06Prefix\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
 	"\x04bits\x18\x02 \x01(\rR\x04bits\"\xd1\x02\n" +
