@@ -11,18 +11,18 @@ import (
 // bareFlows is where the bare table hangs in its outer map.
 const bareFlows = uint32(1)
 
-// Bare times one lookup in a table of the type, key and population of a port's
+// Bare is one lookup in a table of the type, key and population of a port's
 // flow table, found through an outer map as theirs is, and nothing beside it.
-func (d *Driver) Bare(s Shape, flows int) (Figure, error) {
+func (d *Driver) Bare(s Shape, flows int) (Case, error) {
 	spec, err := loadDrive()
 	if err != nil {
-		return Figure{}, err
+		return Case{}, err
 	}
 	inner, err := ebpf.NewMap(spec.Maps["bares"].InnerMap)
 	if err != nil {
-		return Figure{}, err
+		return Case{}, err
 	}
-	defer inner.Close()
+	defer inner.Close() // the outer map holds it
 	key, value := make([]byte, inner.KeySize()), make([]byte, inner.ValueSize())
 	port := uint32(s.Frame[s.PortAt])<<8 | uint32(s.Frame[s.PortAt+1])
 	for n := range uint32(flows) {
@@ -30,12 +30,9 @@ func (d *Driver) Bare(s Shape, flows int) (Figure, error) {
 		at := port + n%s.Ports
 		key[4], key[5] = byte(at>>8), byte(at)
 		if err := inner.Put(key, value); err != nil {
-			return Figure{}, fmt.Errorf("flow %d: %w", n, err)
+			return Case{}, fmt.Errorf("flow %d: %w", n, err)
 		}
 	}
-	if err := d.objects.Bares.Put(bareFlows, inner); err != nil {
-		return Figure{}, err
-	}
 	s.Note = [4]uint32{bareFlows}
-	return d.Time(d.objects.BareTc, s, 0, nil)
+	return Case{Program: d.objects.BareTc, Shape: s}, d.objects.Bares.Put(bareFlows, inner)
 }

@@ -69,59 +69,72 @@ func (d *Driver) Floor(t ebpf.ProgramType) *ebpf.Program {
 	return d.objects.FloorTc
 }
 
-// Time runs a program on frames of a shape: Runs times Packets packets, after
-// one run that is not counted. Before is called before every run, if set. The
-// answer must be want in the last frame of each run.
-func (d *Driver) Time(p *ebpf.Program, s Shape, want uint32, before func() error) (Figure, error) {
-	drive, err := d.prepare(p, s)
-	if err != nil {
-		return Figure{}, err
-	}
-	var ns []float64
+// Case is a program and the frames to time it on.
+type Case struct {
+	Program *ebpf.Program
+	Shape   Shape
+	Want    uint32 // the answer in the last frame of each run
+}
+
+// Time runs each case Runs times on Packets packets, after one run that is not
+// counted. The cases take turns, so that what else the machine does meets all
+// of them.
+func (d *Driver) Time(cases ...Case) ([]Figure, error) {
+	ns := make([][]float64, len(cases))
 	for run := range Runs + 1 {
-		if before != nil {
-			if err := before(); err != nil {
-				return Figure{}, err
+		for i, c := range cases {
+			took, err := d.run(c, Packets)
+			if err != nil {
+				return nil, fmt.Errorf("case %d, run %d: %w", i+1, run, err)
+			}
+			if run > 0 {
+				ns[i] = append(ns[i], float64(took)/float64(time.Nanosecond))
 			}
 		}
-		answer, took, err := drive.Benchmark(s.Frame, Packets, nil)
-		if err != nil {
-			return Figure{}, fmt.Errorf("run %d: %w", run, err)
-		}
-		if answer != want {
-			return Figure{}, fmt.Errorf("run %d: the program answers %d, not %d", run, int32(answer), int32(want))
-		}
-		if run > 0 {
-			ns = append(ns, float64(took)/float64(time.Nanosecond))
-		}
 	}
-	var missed uint64
-	if err := d.objects.Missed.Lookup(uint32(0), &missed); err != nil || missed != 0 {
-		return Figure{}, errors.Join(fmt.Errorf("%d tail calls fell through", missed), err)
+	figures := make([]Figure, len(cases))
+	for i := range cases {
+		figures[i] = figureOf(ns[i])
 	}
-	return figureOf(ns), nil
+	return figures, nil
 }
 
-func figureOf(ns []float64) Figure {
-	slices.Sort(ns)
-	return Figure{Min: ns[0], P25: ns[len(ns)/4], Median: ns[len(ns)/2]}
-}
-
-// Visit runs a program once over the given number of frames of a shape, so that
-// its tables know them.
-func (d *Driver) Visit(p *ebpf.Program, s Shape, frames int) error {
-	drive, err := d.prepare(p, s)
-	if err != nil {
-		return err
-	}
+// Visit runs a case once over the given number of frames, so that its tables
+// know them.
+func (d *Driver) Visit(c Case, frames int) error {
 	for frames > 0 {
 		n := min(frames, 1<<16)
-		if _, _, err := drive.Benchmark(s.Frame, n, nil); err != nil {
+		if _, err := d.run(c, n); err != nil {
 			return err
 		}
 		frames -= n
 	}
 	return nil
+}
+
+// run gives the time of one frame.
+func (d *Driver) run(c Case, frames int) (time.Duration, error) {
+	drive, err := d.prepare(c.Program, c.Shape)
+	if err != nil {
+		return 0, err
+	}
+	answer, took, err := drive.Benchmark(c.Shape.Frame, frames, nil)
+	if err != nil {
+		return 0, err
+	}
+	if answer != c.Want {
+		return 0, fmt.Errorf("the program answers %d, not %d", int32(answer), int32(c.Want))
+	}
+	var missed uint64
+	if err := d.objects.Missed.Lookup(uint32(0), &missed); err != nil || missed != 0 {
+		return 0, errors.Join(fmt.Errorf("%d tail calls fell through", missed), err)
+	}
+	return took, nil
+}
+
+func figureOf(ns []float64) Figure {
+	slices.Sort(ns)
+	return Figure{Min: ns[0], P25: ns[len(ns)/4], Median: ns[len(ns)/2]}
 }
 
 func (d *Driver) prepare(p *ebpf.Program, s Shape) (*ebpf.Program, error) {

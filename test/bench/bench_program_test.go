@@ -42,7 +42,7 @@ func TestDriverVariesWhatItSaysAndCallsTheProgram(t *testing.T) {
 			t.Errorf("%s: %d flows of 6 were made: %v", p.Type(), len(seen), seen)
 		}
 	}
-	if _, err := d.Time(d.objects.DriveTc, s, 0, nil); err == nil {
+	if _, err := d.Time(Case{Program: d.objects.DriveTc, Shape: s}); err == nil {
 		t.Error("a tail call that fell through was timed")
 	}
 }

@@ -50,6 +50,10 @@ func headerSum(s Shape) uint32 {
 	return sum
 }
 
+// Sprayed is how many packets of a spray Rate times: an nftables list takes its
+// time for each.
+const Sprayed = 20_000
+
 // Rate times sprays until it has Runs of them and gives ns a packet. After each
 // it asks received how many packets have arrived since the last; fewer than
 // were sent spoil the run.
@@ -62,16 +66,16 @@ func (d *Driver) Rate(device int, s Shape, before func() error, received func() 
 		if _, err := received(); err != nil {
 			return Figure{}, err
 		}
-		took, err := d.Spray(device, s, Packets)
+		took, err := d.Spray(device, s, Sprayed)
 		if err != nil {
 			return Figure{}, err
 		}
 		got, err := settled(received)
-		if err != nil || got != Packets {
-			return Figure{}, errors.Join(fmt.Errorf("run %d: %d of %d packets arrived", run, got, Packets), err)
+		if err != nil || got != Sprayed {
+			return Figure{}, errors.Join(fmt.Errorf("run %d: %d of %d packets arrived", run, got, Sprayed), err)
 		}
 		if run > 0 {
-			ns = append(ns, float64(took)/Packets)
+			ns = append(ns, float64(took)/Sprayed)
 		}
 	}
 	return figureOf(ns), nil
@@ -81,7 +85,7 @@ func (d *Driver) Rate(device int, s Shape, before func() error, received func() 
 // for a while.
 func settled(received func() (uint64, error)) (uint64, error) {
 	var sum uint64
-	for quiet := 0; sum < Packets && quiet < 50; quiet++ {
+	for quiet := 0; sum < Sprayed && quiet < 50; quiet++ {
 		got, err := received()
 		if err != nil {
 			return sum, err
@@ -90,7 +94,7 @@ func settled(received func() (uint64, error)) (uint64, error) {
 			quiet = 0
 		}
 		sum += got
-		if sum < Packets {
+		if sum < Sprayed {
 			<-time.After(time.Millisecond)
 		}
 	}

@@ -41,6 +41,8 @@ type house struct {
 	maps  map[string]*ebpf.Map
 	progs map[string]*ebpf.Program
 	image *maps.Image
+
+	established *ebpf.Map // the port's
 }
 
 func newHouse() (*house, error) {
@@ -60,7 +62,8 @@ func newHouse() (*house, error) {
 	}
 	h := &house{maps: uplink.Maps, progs: uplink.Programs, image: maps.NewImage()}
 	stdmaps.Copy(h.progs, ports.Programs)
-	cfg := bpf.Cfg{Endpoint: bpf.BE32(netip.MustParseAddr("10.64.0.1")), LbVni: bpf.LBVNI, Uplink: 1000, Door: 1001}
+	cfg := bpf.Cfg{Endpoint: bpf.BE32(netip.MustParseAddr("10.64.0.1")), LbVni: bpf.LBVNI, Uplink: 1000, Door: 1001,
+		UplinkMac: [6]byte{0x02, 0xaa, 0, 0, 0, 1}}
 	return h, errors.Join(
 		h.maps["cfg"].Put(uint32(0), &cfg),
 		h.maps["ifindex_port"].Put(theDevice, thePort),
@@ -83,7 +86,9 @@ func (h *house) flows(specs *bpf.Specs) error {
 			return fmt.Errorf("flow table %s: %w", name, err)
 		}
 		err = h.maps[name].Put(thePort, inner)
-		_ = inner.Close() // the outer map holds it
+		if name == "ct_est" {
+			h.established = inner
+		}
 		if err != nil {
 			return fmt.Errorf("write %s: %w", name, err)
 		}
@@ -197,4 +202,14 @@ func (f family) back(build func(src, dst string) packet.Packet, port uint16) []b
 func peersOf(f family) netip.Prefix {
 	p, _ := f.peer.Prefix(8)
 	return p
+}
+
+func (h *house) close() {
+	for _, m := range h.maps {
+		_ = m.Close()
+	}
+	for _, p := range h.progs {
+		_ = p.Close()
+	}
+	_ = h.established.Close()
 }

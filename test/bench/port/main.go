@@ -43,7 +43,7 @@ func run(report *bench.Report, veth bool) error {
 		return err
 	}
 	defer driver.Close()
-	b := &portBench{report, driver, nil}
+	b := &portBench{report, driver}
 	for _, f := range families {
 		if err := b.family(f); err != nil {
 			return fmt.Errorf("%s: %w", f.name, err)
@@ -58,76 +58,74 @@ func run(report *bench.Report, veth bool) error {
 type portBench struct {
 	*bench.Report
 	driver *bench.Driver
-	house  *house
 }
 
 const redirect = 7 // TC_ACT_REDIRECT: it went where it should
 
 func (b *portBench) family(f family) error {
-	b.Title("%s, ns a packet of vm_in with its driver (min, p25, median of %d runs of %d packets)", f.name, bench.Runs, bench.Packets)
-	shape := bench.Shape{Frame: f.frame(packet.UDP, 9000), AddressAt: f.peerAt, PortAt: f.portAt, Addresses: 1, Ports: 1}
-	shape.Head = f.portAt + 2
-	floor, err := b.driver.Time(b.driver.Floor(ebpf.SchedCLS), shape, 0, nil)
-	if err != nil {
-		return err
+	b.Title("%s, ns a packet of vm_in with its driver (min, p25, median of %d runs of %d packets in turn)", f.name, bench.Runs, bench.Packets)
+	shape := bench.Shape{Frame: f.frame(packet.UDP, 1024), Head: f.portAt + 2, AddressAt: f.peerAt, PortAt: f.portAt, Addresses: 1, Ports: 1}
+	if err := b.hits(f, shape); err != nil {
+		return fmt.Errorf("known flows: %w", err)
 	}
-	b.Line("floor: the driver with an empty program", floor, 0)
-	for _, part := range []func(family, bench.Shape, bench.Figure) error{b.hits, b.classify} {
-		if b.house, err = newHouse(); err != nil { // with empty tables
-			return err
-		}
-		if err := part(f, shape, floor); err != nil {
-			return err
-		}
-	}
-	return nil
+	return b.classify(f, shape)
 }
 
 // hits: packets of flows that are established.
-func (b *portBench) hits(f family, shape bench.Shape, floor bench.Figure) error {
-	if err := b.house.hold(items(nil, nil)...); err != nil {
-		return err
-	}
-	var one, bare, many bench.Figure
+func (b *portBench) hits(f family, shape bench.Shape) error {
+	cases := []bench.Case{{Program: b.driver.Floor(ebpf.SchedCLS), Shape: shape}}
+	names := []string{"floor: the driver with an empty program"}
 	for _, flows := range []uint32{1, 1000, 64000} {
-		shape.Frame, shape.Ports = f.frame(packet.UDP, 1024), flows
-		if err := b.establish(f, shape, int(flows)); err != nil {
-			return err
-		}
-		figure, err := b.driver.Time(b.house.progs["vm_in"], shape, redirect, nil)
+		h, err := newHouse()
 		if err != nil {
 			return err
 		}
-		b.Line(fmt.Sprintf("conntrack hit, %d flows", flows), figure, bench.Ratio(figure, floor))
-		switch flows {
-		case 1:
-			one = figure
-			b.Bar("conntrack hit at 1 flow, × floor", bench.Ratio(figure, floor), 7)
-		case 64000:
-			many = figure
-			if bare, err = b.driver.Bare(shape, int(flows)); err != nil {
-				return err
-			}
-			b.Line("bare lookup in a table like it, 64000 flows", bare, bench.Ratio(bare, floor))
+		defer h.close()
+		if err := h.hold(items(nil, nil)...); err != nil {
+			return err
 		}
+		shape.Ports = flows
+		if err := b.establish(h, f, shape, int(flows)); err != nil {
+			return err
+		}
+		names = append(names, fmt.Sprintf("conntrack hit, %d flows", flows))
+		cases = append(cases, bench.Case{Program: h.progs["vm_in"], Shape: shape, Want: redirect})
 	}
-	b.Bar("hit at 64,000 flows, × (1.6 × bare lookup + hit at 1 flow)", many.P25/(1.6*(bare.P25-floor.P25)+one.P25), 1)
+	bare, err := b.driver.Bare(shape, 64000)
+	if err != nil {
+		return err
+	}
+	got, err := b.lines(append(names, "bare lookup in a table like it, 64000 flows"), append(cases, bare))
+	if err != nil {
+		return err
+	}
+	floor, one, many, lookup := got[0], got[1], got[3], got[4]
+	b.Bar(f.name+": conntrack hit at 1 flow, × floor", bench.Ratio(one, floor), 7)
+	b.Bar(f.name+": hit at 64,000 flows, × (1.6 × bare lookup + hit at 1 flow)", many.P25/(1.6*(lookup.P25-floor.P25)+one.P25), 1)
 	return nil
+}
+
+// lines times cases, the first of which is the floor, and prints them.
+func (b *portBench) lines(names []string, cases []bench.Case) ([]bench.Figure, error) {
+	got, err := b.driver.Time(cases...)
+	if err != nil {
+		return nil, err
+	}
+	b.Line(names[0], got[0], 0)
+	for i, name := range names[1:] {
+		b.Line(name, got[i+1], bench.Ratio(got[i+1], got[0]))
+	}
+	return got, nil
 }
 
 // establish has the table know the flows: each goes out, is answered and goes
 // on, in batches that fit into the table of flows that are not yet established.
-func (b *portBench) establish(f family, out bench.Shape, flows int) error {
+func (b *portBench) establish(h *house, f family, out bench.Shape, flows int) error {
 	const batch = 512
 	out.InTurn = true
 	back := out
 	back.Frame = f.back(packet.UDP, uint16(out.Frame[out.PortAt])<<8|uint16(out.Frame[out.PortAt+1]))
-	back.AddressAt, back.PortAt = f.peerAt-(f.portAt-f.peerAt-2), f.portAt-2
-	if f.own.Is4() {
-		back.AddressAt = 26
-	} else {
-		back.AddressAt = 34
-	}
+	back.AddressAt, back.PortAt = f.peerAt-len(f.own.AsSlice()), f.portAt-2
 	for from := 0; from < flows; from += batch {
 		n := min(batch, flows-from)
 		for _, leg := range []struct {
@@ -137,47 +135,60 @@ func (b *portBench) establish(f family, out bench.Shape, flows int) error {
 			if err := b.driver.Seek(uint64(from)); err != nil {
 				return err
 			}
-			if err := b.driver.Visit(b.house.progs[leg.program], leg.shape, n); err != nil {
-				return err
+			if err := b.driver.Visit(bench.Case{Program: h.progs[leg.program], Shape: leg.shape, Want: redirect}, n); err != nil {
+				return fmt.Errorf("establish through %s: %w", leg.program, err)
 			}
 		}
+	}
+	var key, value []byte
+	known := 0
+	for it := h.established.Iterate(); it.Next(&key, &value); {
+		known++
+	}
+	if known < flows {
+		return fmt.Errorf("%d of %d flows are established", known, flows)
 	}
 	return nil
 }
 
 // classify: packets of new flows, under policies of all sizes.
-func (b *portBench) classify(f family, shape bench.Shape, floor bench.Figure) error {
-	var base float64
-	for _, rules := range []int{1, 10, 100, 1000} {
-		if err := b.house.hold(items(prefixRules(f, rules), nil)...); err != nil {
-			return err
+func (b *portBench) classify(f family, shape bench.Shape) error {
+	cases := []bench.Case{{Program: b.driver.Floor(ebpf.SchedCLS), Shape: shape}}
+	names := []string{"floor: the driver with an empty program"}
+	shape.Frame = f.frame(packet.UDP, 5000)
+	add := func(name string, rules []wire.Rule, members []netip.Addr) error {
+		h, err := newHouse()
+		if err == nil {
+			err = h.hold(items(rules, members)...)
 		}
-		shape.Frame, shape.Addresses, shape.Ports = f.frame(packet.UDP, 5000), 1<<20, uint32(rules)
-		figure, err := b.driver.Time(b.house.progs["vm_in"], shape, redirect, nil)
 		if err != nil {
-			return fmt.Errorf("%d rules: %w", rules, err)
+			return fmt.Errorf("%s: %w", name, err)
 		}
-		b.Line(fmt.Sprintf("new flow, %d rules", rules), figure, bench.Ratio(figure, floor))
-		if rules == 1 {
-			base = figure.P25
+		shape.Addresses, shape.Ports = 1<<20, uint32(len(rules))
+		if len(members) > 0 {
+			shape.Addresses = uint32(len(members))
 		}
-		if rules == 1000 {
-			b.Bar("new flow under 1,000 rules, × under 1 rule", figure.P25/base, 1.3)
+		names = append(names, name)
+		cases = append(cases, bench.Case{Program: h.progs["vm_in"], Shape: shape, Want: redirect})
+		return nil
+	}
+	for _, rules := range []int{1, 10, 100, 1000} {
+		if err := add(fmt.Sprintf("new flow, %d rules", rules), prefixRules(f, rules), nil); err != nil {
+			return err
 		}
 	}
 	members := make([]netip.Addr, 10_000)
 	for i, a := 0, f.peer; i < len(members); i, a = i+1, a.Next() {
 		members[i] = a
 	}
-	if err := b.house.hold(items(groupRules(1000), members)...); err != nil {
+	if err := add("new flow, 1000 rules, peers in a group of 10,000", groupRules(1000), members); err != nil {
 		return err
 	}
-	shape.Frame, shape.Addresses, shape.Ports = f.frame(packet.UDP, 5000), uint32(len(members)), 1000
-	figure, err := b.driver.Time(b.house.progs["vm_in"], shape, redirect, nil)
+	got, err := b.lines(names, cases)
 	if err != nil {
-		return fmt.Errorf("10,000 members: %w", err)
+		return err
 	}
-	b.Line("new flow, 1000 rules, peers in a group of 10,000", figure, bench.Ratio(figure, floor))
+	b.Bar(f.name+": new flow under 1,000 rules, × under 1 rule", got[4].P25/got[1].P25, 1.3)
 	return nil
 }
 
