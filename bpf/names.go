@@ -41,6 +41,8 @@ type (
 	RuleStat    = uplinkRuleStat
 	CtKey       = uplinkCtKey
 	Ct          = uplinkCt
+	Frag        = uplinkFrag
+	FragKey     = uplinkFragKey
 	Note        = uplinkNote
 	Sweep       = portSweep
 )

@@ -73,6 +73,7 @@ type overlayMapSpecs struct {
 	CtNew       *ebpf.MapSpec `ebpf:"ct_new"`
 	CtSwept     *ebpf.MapSpec `ebpf:"ct_swept"`
 	Fdb         *ebpf.MapSpec `ebpf:"fdb"`
+	Frag        *ebpf.MapSpec `ebpf:"frag"`
 	IfindexPort *ebpf.MapSpec `ebpf:"ifindex_port"`
 	Listeners   *ebpf.MapSpec `ebpf:"listeners"`
 	Local       *ebpf.MapSpec `ebpf:"local"`
@@ -162,6 +163,7 @@ type overlayMaps struct {
 	CtNew       *ebpf.Map `ebpf:"ct_new"`
 	CtSwept     *ebpf.Map `ebpf:"ct_swept"`
 	Fdb         *ebpf.Map `ebpf:"fdb"`
+	Frag        *ebpf.Map `ebpf:"frag"`
 	IfindexPort *ebpf.Map `ebpf:"ifindex_port"`
 	Listeners   *ebpf.Map `ebpf:"listeners"`
 	Local       *ebpf.Map `ebpf:"local"`
@@ -205,6 +207,7 @@ func (m *overlayMaps) Close() error {
 		m.CtNew,
 		m.CtSwept,
 		m.Fdb,
+		m.Frag,
 		m.IfindexPort,
 		m.Listeners,
 		m.Local,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //go:build ignore
 
-#include "conntrack.h"
+#include "deliver.h"
 #include "export.h"
 #include "neighbour.h"
 #include "packet.h"
@@ -29,13 +29,8 @@ static __always_inline int to_door(struct __sk_buff *skb, const struct frame *f,
 /* A port of this host, the sender's own included: its policy is asked first. */
 static __always_inline int to_neighbour(struct __sk_buff *skb, struct work *w, const struct port_cfg *pc, __u32 port)
 {
-	enum reason reason;
-
 	begin_visit(&w->v, &w->f, port, DIRECTION_IN);
-	reason = track(&w->v, pc);
-	if (reason)
-		return drop(&w->f, reason);
-	return to_port(skb, &w->f, &w->v, pc);
+	return deliver_to(skb, w, pc);
 }
 
 static __always_inline int to_uplink(struct __sk_buff *skb, const struct frame *f, const struct cfg *c)
@@ -56,13 +51,7 @@ static __always_inline int from_vm(struct __sk_buff *skb, struct work *w, const 
 
 	begin_visit(v, f, port, DIRECTION_OUT);
 	v->answer_only = door;
-	reason = track(v, pc);
-	if (!reason && v->service)
-		reason = rewrite_source(skb, f, v);
-	if (!reason && v->peer_port != f->ip.dport)
-		reason = restore_port(skb, f, v);
-	if (!reason)
-		reason = hop(skb, f);
+	reason = examine(skb, w, pc) ?: mend_out(skb, w) ?: hop(skb, f);
 	if (reason)
 		return drop(f, reason);
 	if (door)
@@ -130,7 +119,6 @@ int svc_in(struct __sk_buff *skb)
 	struct work *w = begin_work();
 	struct cfg *c = config();
 	struct port_cfg *pc;
-	enum reason reason;
 	__u32 port = 0;
 
 	if (!c || !w)
@@ -150,10 +138,7 @@ int svc_in(struct __sk_buff *skb)
 		return drop(&w->f, REASON_NO_PORT);
 	begin_visit(&w->v, &w->f, port, DIRECTION_IN);
 	w->v.host = true;
-	reason = track(&w->v, pc);
-	if (reason)
-		return drop(&w->f, reason);
-	return to_port(skb, &w->f, &w->v, pc);
+	return deliver_to(skb, w, pc);
 }
 
 /* Delete a port's expired flows; the agent runs it from a ticker, because a

@@ -87,6 +87,7 @@ type portMapSpecs struct {
 	CtNew       *ebpf.MapSpec `ebpf:"ct_new"`
 	CtSwept     *ebpf.MapSpec `ebpf:"ct_swept"`
 	Fdb         *ebpf.MapSpec `ebpf:"fdb"`
+	Frag        *ebpf.MapSpec `ebpf:"frag"`
 	IfindexPort *ebpf.MapSpec `ebpf:"ifindex_port"`
 	Listeners   *ebpf.MapSpec `ebpf:"listeners"`
 	Local       *ebpf.MapSpec `ebpf:"local"`
@@ -176,6 +177,7 @@ type portMaps struct {
 	CtNew       *ebpf.Map `ebpf:"ct_new"`
 	CtSwept     *ebpf.Map `ebpf:"ct_swept"`
 	Fdb         *ebpf.Map `ebpf:"fdb"`
+	Frag        *ebpf.Map `ebpf:"frag"`
 	IfindexPort *ebpf.Map `ebpf:"ifindex_port"`
 	Listeners   *ebpf.Map `ebpf:"listeners"`
 	Local       *ebpf.Map `ebpf:"local"`
@@ -220,6 +222,7 @@ func (m *portMaps) Close() error {
 		m.CtNew,
 		m.CtSwept,
 		m.Fdb,
+		m.Frag,
 		m.IfindexPort,
 		m.Listeners,
 		m.Local,

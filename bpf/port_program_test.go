@@ -131,7 +131,6 @@ func TestUplinkInLeavesOthersAlone(t *testing.T) {
 		"no port":         {fromRouter(packet.TCP(client, "198.51.100.77:80").SYN()).Bytes(), tcDrop, bpf.ReasonNoPort},
 		"link-local":      {fromRouter(packet.TCP(probe+":1", addr5+":8080").SYN()).Bytes(), tcDrop, bpf.ReasonBadSource},
 		"identity range":  {fromRouter(packet.TCP("198.18.0.1:1", addr5+":8080").SYN()).Bytes(), tcDrop, bpf.ReasonBadSource},
-		"fragment":        {fromRouter(packet.UDP(client, addr5+":53").Fragment(true, 0)).Bytes(), tcDrop, bpf.ReasonFragment},
 		"gre":             {fromRouter(packet.TCP(client, addr5+":1").Proto(47)).Bytes(), tcDrop, bpf.ReasonPolicyIn},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -179,7 +178,6 @@ func TestVMMaySendOnlyAsItself(t *testing.T) {
 		"other, a fragment":        {in: fromVM(ok.From(addr6+":5555").Payload(make([]byte, 4)).Fragment(true, 0)).Bytes(), want: bpf.ReasonSpoofedIP},
 		"the VIP":                  {in: fromVM(ok.From(vip)).Bytes(), want: bpf.ReasonSpoofedIP},
 		"the door":                 {in: fromVM(ok.From(probe + ":5555")).Bytes(), want: bpf.ReasonSpoofedIP},
-		"fragment":                 {in: fromVM(ok.Payload(make([]byte, 4)).Fragment(true, 0)).Bytes(), want: bpf.ReasonFragment},
 		"icmp of the other family": {in: fromVM(ok.Proto(58)).Bytes(), want: bpf.ReasonProtocol},
 		"short":                    {in: fromVM(ok).Bytes()[:50], want: bpf.ReasonMalformed},
 		"version 4 in ipv6":        {in: fromVM(ok).EtherType(0x86dd).Bytes(), want: bpf.ReasonMalformed},

@@ -132,6 +132,7 @@ const (
 	ReasonFragmentEarly    = uplinkReasonREASON_FRAGMENT_EARLY
 	ReasonFragmentOverlap  = uplinkReasonREASON_FRAGMENT_OVERLAP
 	ReasonFragmentShort    = uplinkReasonREASON_FRAGMENT_SHORT
+	ReasonFragmentHoles    = uplinkReasonREASON_FRAGMENT_HOLES
 	ReasonFragmentRate     = uplinkReasonREASON_FRAGMENT_RATE
 	ReasonTCPFlags         = uplinkReasonREASON_TCP_FLAGS
 	ReasonVLAN             = uplinkReasonREASON_VLAN

@@ -3,8 +3,8 @@
 
 #include <linux/pkt_cls.h>
 
-#include "conntrack.h"
 #include "decap.h"
+#include "deliver.h"
 #include "export.h"
 #include "nlb.h"
 #include "port.h"
@@ -176,16 +176,29 @@ static __always_inline int to_instance(struct __sk_buff *skb, struct work *w, co
 		return drop(&w->f, REASON_BAD_SOURCE);
 	if (is_nd(&w->f.ip))
 		return drop(&w->f, REASON_ND_IGNORED);
-	if (w->f.ip.fragment)
-		return drop(&w->f, REASON_FRAGMENT);
 	begin_visit(&w->v, &w->f, port, DIRECTION_IN);
 	if (note->flags & NOTE_PRESENT)
 		reason = heed(note, &w->v);
-	if (!reason)
-		reason = track(&w->v, pc);
 	if (reason)
 		return drop(&w->f, reason);
-	return to_port(skb, &w->f, &w->v, pc);
+	return deliver_to(skb, w, pc);
+}
+
+/* The port whose backend the note names. */
+static __noinline struct port_cfg *noted_port(const struct note *note, const struct cfg *c, __u32 *port)
+{
+	struct fdb_key key = { .vni = c->lb_vni };
+	struct backend *b = backend_of(note->backend);
+	struct station *station;
+
+	if (!b)
+		return NULL;
+	__builtin_memcpy(key.mac, b->mac, sizeof(key.mac));
+	station = bpf_map_lookup_elem(&fdb, &key);
+	if (!station)
+		return NULL;
+	*port = station->port;
+	return port_by_id(*port);
 }
 
 SEC("tcx/ingress")
@@ -210,7 +223,10 @@ int uplink_in(struct __sk_buff *skb)
 		return drop(&w->f, REASON_MALFORMED);
 	if (w->f.ip.family == 4 && is_host_source(ip16_v4(&w->f.ip.src)))
 		return drop(&w->f, REASON_BAD_SOURCE);
-	pc = port_at(&w->f.ip.dst, &port);
+	if (noted && is_icmp_error(&w->f.ip))
+		pc = noted_port(&note, c, &port); /* it is for the VIP still */
+	else
+		pc = port_at(&w->f.ip.dst, &port);
 	if (!pc)
 		return no_port(&w->f, noted);
 	return to_instance(skb, w, &note, pc, port);

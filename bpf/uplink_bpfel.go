@@ -188,6 +188,33 @@ type uplinkFdbKey struct {
 	Pad [2]uint8
 }
 
+type uplinkFrag struct {
+	_       structs.HostLayout
+	Seen    uint64
+	Vip     uplinkIp16
+	Service uint32
+	Rule    uint32
+	Piece   [4]struct {
+		_    structs.HostLayout
+		From uint16
+		To   uint16
+	}
+	Total  uint16
+	Spoilt uint8
+	Pad    [5]uint8
+}
+
+type uplinkFragKey struct {
+	_         structs.HostLayout
+	Port      uint32
+	Id        uint32
+	Src       uplinkIp16
+	Dst       uplinkIp16
+	Proto     uint8
+	Direction uint8
+	Pad       [2]uint8
+}
+
 type uplinkInquiry struct {
 	_       structs.HostLayout
 	Head    [16]uint8
@@ -307,9 +334,10 @@ const (
 )
 
 type uplinkPace struct {
-	_    structs.HostLayout
-	Bum  uint64
-	Punt uint64
+	_         structs.HostLayout
+	Bum       uint64
+	Punt      uint64
+	Fragments uint64
 }
 
 type uplinkPortCfg struct {
@@ -418,6 +446,7 @@ const (
 	uplinkReasonREASON_FRAGMENT_RATE      uplinkReason = 42
 	uplinkReasonREASON_TCP_FLAGS          uplinkReason = 43
 	uplinkReasonREASON_VLAN               uplinkReason = 44
+	uplinkReasonREASON_FRAGMENT_HOLES     uplinkReason = 45
 	uplinkReasonREASON_UNKNOWN_ENDPOINT   uplinkReason = 50
 	uplinkReasonREASON_NO_SERVICE         uplinkReason = 51
 	uplinkReasonREASON_STALE_SERVICE      uplinkReason = 52
@@ -633,6 +662,39 @@ type uplinkWork struct {
 		_          [4]byte
 		Flow       uplinkCt
 	}
+	Quoted struct {
+		_            structs.HostLayout
+		Src          uplinkIp16
+		Dst          uplinkIp16
+		Sport        uint16
+		Dport        uint16
+		Match        uint16
+		Proto        uint8
+		Family       uint8
+		Ttl          uint8
+		TcpFlags     uint8
+		IcmpType     uint8
+		IcmpCode     uint8
+		Fragment     uint8
+		More         uint8
+		Scale        uint8
+		_            [1]byte
+		Window       uint16
+		_            [2]byte
+		Seq          uint32
+		Ack          uint32
+		FragId       uint32
+		FragOffset   uint16
+		FragLength   uint16
+		L3           uint16
+		L4           uint16
+		Payload      uint16
+		Length       uint16
+		DontFragment bool
+		_            [3]byte
+	}
+	Error bool
+	_     [7]byte
 }
 
 // loadUplink returns the embedded CollectionSpec for uplink.
@@ -697,6 +759,7 @@ type uplinkMapSpecs struct {
 	CtNew       *ebpf.MapSpec `ebpf:"ct_new"`
 	CtSwept     *ebpf.MapSpec `ebpf:"ct_swept"`
 	Fdb         *ebpf.MapSpec `ebpf:"fdb"`
+	Frag        *ebpf.MapSpec `ebpf:"frag"`
 	IfindexPort *ebpf.MapSpec `ebpf:"ifindex_port"`
 	Listeners   *ebpf.MapSpec `ebpf:"listeners"`
 	Local       *ebpf.MapSpec `ebpf:"local"`
@@ -787,6 +850,7 @@ type uplinkMaps struct {
 	CtNew       *ebpf.Map `ebpf:"ct_new"`
 	CtSwept     *ebpf.Map `ebpf:"ct_swept"`
 	Fdb         *ebpf.Map `ebpf:"fdb"`
+	Frag        *ebpf.Map `ebpf:"frag"`
 	IfindexPort *ebpf.Map `ebpf:"ifindex_port"`
 	Listeners   *ebpf.Map `ebpf:"listeners"`
 	Local       *ebpf.Map `ebpf:"local"`
@@ -830,6 +894,7 @@ func (m *uplinkMaps) Close() error {
 		m.CtNew,
 		m.CtSwept,
 		m.Fdb,
+		m.Frag,
 		m.IfindexPort,
 		m.Listeners,
 		m.Local,

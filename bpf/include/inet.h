@@ -58,8 +58,15 @@ struct inet {
 /* Ethernet, IPv4 with all options, TCP. IPv6 and TCP are less. */
 #define HEADERS_MAX (sizeof(struct ethhdr) + 60 + sizeof(struct tcphdr))
 
-#define ICMP6_ECHO	128
-#define ICMP6_ECHOREPLY 129
+#define ICMP_UNREACHABLE   3
+#define ICMP_FRAG_NEEDED   4 /* a code of it */
+#define ICMP_SOURCE_QUENCH 4
+#define ICMP_REDIRECT	   5
+#define ICMP_TIME_EXCEEDED 11
+#define ICMP_PARAMETER	   12
+#define ICMP6_TOO_BIG	   2
+#define ICMP6_ECHO	   128
+#define ICMP6_ECHOREPLY	   129
 
 /* RFC 8200, 4.5. */
 struct fraghdr {
@@ -209,7 +216,6 @@ static __always_inline enum reason read_l4(struct __sk_buff *skb, struct inet *p
 	__u32 room = p->l3 + p->length - p->l4;
 	struct cursor c = skb_cursor(skb);
 
-	p->payload = p->l4;
 	if (!take(&c, p->l4 & L4_MASK))
 		return REASON_MALFORMED;
 	switch (p->proto) {
@@ -365,6 +371,7 @@ static __always_inline enum reason read_inet(struct __sk_buff *skb, struct curso
 
 	p->l3 = sizeof(struct ethhdr);
 	reason = type == bpf_htons(ETH_P_IP) ? read_ipv4(skb, c, p) : read_ipv6(skb, c, p);
+	p->payload = p->l4;
 	if (reason || p->fragment == FRAGMENT_LATER)
 		return reason;
 	return read_l4(skb, p);

@@ -130,3 +130,40 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } ct_swept SEC(".maps");
+
+struct frag_key {
+	__u32 port;
+	__u32 id;
+	struct ip16 src;
+	struct ip16 dst;
+	__u8 proto; /* IPv6: the fragment header's own */
+	__u8 direction;
+	__u8 pad[2];
+};
+
+struct frag_piece {
+	__u16 from; /* bytes of the datagram */
+	__u16 to;   /* 0: no piece */
+};
+
+#define FRAG_PIECES 4
+
+/* A datagram in fragments whose first one was admitted. */
+struct frag {
+	__u64 seen;	 /* CLOCK_MONOTONIC ns of the first one */
+	struct ip16 vip; /* the service's, whose address the others take, too */
+	__u32 service;	 /* 0: none */
+	__u32 rule;
+	struct frag_piece piece[FRAG_PIECES]; /* those that lie apart; the first begins at 0 */
+	__u16 total;			      /* its length, once the last one was there */
+	__u8 spoilt;			      /* two of them have overlapped */
+	__u8 pad[5];
+};
+
+/* Written by vm_in and uplink_in. All ports share it; each has a rate. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct frag_key);
+	__type(value, struct frag);
+} frag SEC(".maps");

@@ -59,6 +59,7 @@ struct listener_key {
 struct pace {
 	__u64 bum;
 	__u64 punt;
+	__u64 fragments;
 };
 
 #define PUNT_MAX 1024

@@ -18,6 +18,8 @@
 struct work {
 	struct frame f;
 	struct visit v;
+	struct inet quoted; /* by an ICMP error */
+	bool error;	    /* the packet is one */
 };
 
 /*
@@ -168,15 +170,20 @@ static __always_inline long write_port(struct __sk_buff *skb, const struct frame
 	       bpf_skb_store_bytes(skb, f->ip.l4 + offset, &to, sizeof(to), 0);
 }
 
-/* Out of the host's side of a port's device, into the VM. v is what track made
- * of the packet. */
-static __always_inline int to_port(struct __sk_buff *skb, const struct frame *f, const struct visit *v,
-				   const struct port_cfg *pc)
+#define IP_OFFSET(field)  (sizeof(struct ethhdr) + offsetof(struct iphdr, field))
+#define IP6_OFFSET(field) (sizeof(struct ethhdr) + offsetof(struct ipv6hdr, field))
+
+/* Change an address of IPv4 that no checksum of L4 covers: an ICMP error's, a
+ * later fragment's. */
+static __always_inline enum reason rewrite_address(struct __sk_buff *skb, __u32 at, struct ip16 *is,
+						   const struct ip16 *becomes)
 {
-	if (v->translated && write_port(skb, f, offsetof(struct tcphdr, source), v->wire_port, v->key.peer_port))
-		return drop(f, REASON_MALFORMED);
-	if (write_macs(skb, pc->mac, pc->gateway_mac))
-		return drop(f, REASON_MALFORMED);
-	skb->mark = GUARD_MARK;
-	return redirected(f, bpf_redirect(pc->ifindex, 0), v->translated ? REASON_TO_PORT_TRANSLATED : REASON_TO_PORT);
+	__be32 from = ip16_v4(is), to = ip16_v4(becomes);
+
+	if (from == to)
+		return REASON_NONE;
+	*is = *becomes;
+	if (bpf_l3_csum_replace(skb, IP_OFFSET(check), from, to, 4) || bpf_skb_store_bytes(skb, at, &to, sizeof(to), 0))
+		return REASON_MALFORMED;
+	return REASON_NONE;
 }

@@ -1,29 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 
-#include "port.h"
+#include "pace.h"
 
-/* How often a port may ask for what costs others, and what goes to the agent. */
+/* What goes to the agent. */
 
 #define ANSWERS_PER_SECOND 20
-
-/*
- * Take one of rate a second, saving up a second's worth. *due is when the saved
- * ones are back in full. Of two CPUs at the same moment one may go for free.
- */
-static __noinline bool keeps_pace(__u64 *due, __u32 rate)
-{
-	__u64 now = bpf_ktime_get_ns(), was, from;
-
-	if (!due || !rate)
-		return false;
-	was = READ_ONCE(*due);
-	from = was > now ? was : now;
-	if (from - now >= SECOND)
-		return false;
-	__sync_val_compare_and_swap(due, was, from + SECOND / rate);
-	return true;
-}
 
 /* To the agent, which answers DHCP and router solicitations. */
 static __noinline int punt(struct __sk_buff *skb, const struct frame *f, __u32 port)

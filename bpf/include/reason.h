@@ -59,6 +59,7 @@ enum reason {
 	REASON_FRAGMENT_RATE = 42,    /* more datagrams in fragments than a port may have */
 	REASON_TCP_FLAGS = 43,	      /* a set that no stack sends */
 	REASON_VLAN = 44,	      /* from a port: tagged */
+	REASON_FRAGMENT_HOLES = 45,   /* out of order, and more holes than are remembered */
 
 	/* Load balancing. */
 	REASON_UNKNOWN_ENDPOINT = 50, /* tunnel packet of a stranger */

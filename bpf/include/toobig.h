@@ -13,10 +13,6 @@
 #define QUOTE_V6	    128 /* IPv6, two extensions, and TCP */
 #define TOO_BIGS_PER_SECOND 20
 
-#define ICMP_UNREACHABLE 3
-#define ICMP_FRAG_NEEDED 4
-#define ICMP6_TOO_BIG	 2
-
 /* RFC 792 and RFC 4443, 3.2. */
 struct too_big {
 	__u8 type;

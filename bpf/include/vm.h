@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 
-#include "port.h"
+#include "examine.h"
+#include "requote.h"
 
 /* What a VM may send, and how it is mended on its way. */
 
@@ -35,9 +36,6 @@ static __always_inline enum reason check_size(struct __sk_buff *skb, const struc
 		return REASON_OVERSIZE;
 	return f->ip.ttl > 1 ? REASON_NONE : REASON_TTL;
 }
-
-#define IP_OFFSET(field)  (sizeof(struct ethhdr) + offsetof(struct iphdr, field))
-#define IP6_OFFSET(field) (sizeof(struct ethhdr) + offsetof(struct ipv6hdr, field))
 
 /* TTL − 1. It shares a checksum word with the protocol, which behind IPv4 is
  * never an extension's. */
@@ -83,6 +81,45 @@ static __always_inline enum reason restore_port(struct __sk_buff *skb, struct fr
 	return REASON_NONE;
 }
 
+/* An error that the VM sends: the flow's packet came to the VIP, from the
+ * client's own port. */
+static __always_inline enum reason rewrite_error_out(struct __sk_buff *skb, struct work *w)
+{
+	struct requote to = receiver_of(&w->quoted), from = sender_of(&w->quoted);
+	struct visit *v = &w->v;
+	enum reason reason;
+
+	if (!has_ports(&w->quoted))
+		return REASON_NONE;
+	from.to_port = v->peer_port;
+	if (v->service) {
+		to.to_ip = ip16_v4(&v->vip);
+		to.to_port = v->vip_port;
+	}
+	reason = requote(skb, &w->f.ip, &w->quoted, &to) ?: requote(skb, &w->f.ip, &w->quoted, &from);
+	if (reason || !v->service)
+		return reason;
+	return rewrite_address(skb, IP_OFFSET(saddr), &w->f.ip.src, &v->vip);
+}
+
+/* What the wire sees instead of what the VM has sent. */
+static __always_inline enum reason mend_out(struct __sk_buff *skb, struct work *w)
+{
+	struct frame *f = &w->f;
+	struct visit *v = &w->v;
+	enum reason reason = REASON_NONE;
+
+	if (w->error)
+		return rewrite_error_out(skb, w);
+	if (f->ip.fragment == FRAGMENT_LATER)
+		return v->service ? rewrite_address(skb, IP_OFFSET(saddr), &f->ip.src, &v->vip) : REASON_NONE;
+	if (v->service)
+		reason = rewrite_source(skb, f, v);
+	if (!reason && v->peer_port != f->ip.dport)
+		reason = restore_port(skb, f, v);
+	return reason;
+}
+
 static __always_inline enum reason check(struct __sk_buff *skb, const struct frame *f, const struct cfg *c,
 					 const struct port_cfg *pc, __u32 port)
 {
@@ -90,8 +127,6 @@ static __always_inline enum reason check(struct __sk_buff *skb, const struct fra
 
 	if (reason != REASON_MALFORMED && !owns(port, &f->ip.src))
 		return REASON_SPOOFED_IP;
-	if (!reason && f->ip.fragment)
-		return REASON_FRAGMENT;
 	if (!reason)
 		reason = check_destination(f, c);
 	if (!reason)

@@ -56,7 +56,7 @@ type Maps struct {
 	PortCfg, IfindexPort, AddrOk, AddrPort, Prefixes  *ebpf.Map
 	Members, Cidr, PeerBm, CidrBm, PortBounds, PortBm *ebpf.Map
 	RuleIds, RuleStats                                *ebpf.Map
-	CtNew, CtEst, CtSwept, Refusals                   *ebpf.Map
+	CtNew, CtEst, CtSwept, Frag, Refusals             *ebpf.Map
 	Neigh, Bum, Listeners, Pace, Punts                *ebpf.Map
 }
 
@@ -71,7 +71,7 @@ func (m *Maps) byName() map[string]**ebpf.Map {
 		"members": &m.Members, "cidr": &m.Cidr, "peer_bm": &m.PeerBm, "cidr_bm": &m.CidrBm,
 		"port_bounds": &m.PortBounds, "port_bm": &m.PortBm,
 		"rule_ids": &m.RuleIds, "rule_stats": &m.RuleStats,
-		"ct_new": &m.CtNew, "ct_est": &m.CtEst, "ct_swept": &m.CtSwept, "refusals": &m.Refusals,
+		"ct_new": &m.CtNew, "ct_est": &m.CtEst, "ct_swept": &m.CtSwept, "frag": &m.Frag, "refusals": &m.Refusals,
 		"neigh": &m.Neigh, "bum": &m.Bum, "listeners": &m.Listeners, "pace": &m.Pace, "punts": &m.Punts,
 	}
 }
