@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package zone
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"cairn/controlplane/pki"
+	"cairn/controlplane/store"
+)
+
+// Folder is a zone's state folder, with its keys, and its database, which is a
+// file in the folder unless a postgres:// URL or another path is named.
+type Folder struct{ State, Database string }
+
+// Open opens the store, and makes the folder and an empty database if they are
+// not there.
+func (f Folder) Open(ctx context.Context) (*store.Store, error) {
+	if f.State == "" {
+		return nil, errors.New("--state is required")
+	}
+	if err := os.MkdirAll(f.State, 0o700); err != nil {
+		return nil, err
+	}
+	dsn := f.Database
+	if dsn == "" {
+		dsn = filepath.Join(f.State, "cairn.db")
+	}
+	return store.Open(ctx, dsn, store.WithLog(slog.Default()))
+}
+
+// Lock keeps a second daemon off the folder, until unlock or the end of the
+// process.
+func (f Folder) Lock() (unlock func(), err error) {
+	if f.State == "" {
+		return nil, errors.New("--state is required")
+	}
+	file, err := os.OpenFile(filepath.Join(f.State, "cairnd.lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		file.Close()
+		return nil, fmt.Errorf("lock %s: another cairnd runs on it: %w", f.State, err)
+	}
+	return func() { file.Close() }, nil
+}
+
+func (f Folder) rootKey() string { return filepath.Join(f.State, "root.key") }
+
+func (f Folder) issuer(zone string) (*pki.FileIssuer, error) {
+	return pki.Open(filepath.Join(f.State, "pki"), zone, time.Now)
+}
