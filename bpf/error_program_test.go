@@ -64,7 +64,7 @@ func TestErrorsReachWhoTheyAreFor(t *testing.T) {
 			key := flowKey(proto, client, addr5+":8080")
 			switch proto {
 			case packet.ProtoICMP:
-				key = flowKey(proto, "192.0.2.9:7", addr5+":7")
+				key = flowKey(proto, "192.0.2.9:7", addr5+":0")
 			case packet.ProtoESP:
 				key = flowKey(proto, "192.0.2.9:0", addr5+":0")
 			}

@@ -202,7 +202,7 @@ func TestOtherProtocolsAreConfirmedByTheThirdPacket(t *testing.T) {
 		lo    uint16
 	}{
 		"udp":  {packet.ProtoUDP, packet.UDP(client, addr5+":8080"), flowKey(packet.ProtoUDP, client, addr5+":8080"), 8080},
-		"ping": {packet.ProtoICMP, packet.Ping("192.0.2.9", addr5, 7), flowKey(packet.ProtoICMP, "192.0.2.9:7", addr5+":7"), 8 << 8},
+		"ping": {packet.ProtoICMP, packet.Ping("192.0.2.9", addr5, 7), flowKey(packet.ProtoICMP, "192.0.2.9:7", addr5+":0"), 8 << 8},
 		"esp": {packet.ProtoESP, packet.IP("192.0.2.9", addr5, packet.ProtoESP, []byte("sealed")),
 			flowKey(packet.ProtoESP, "192.0.2.9:0", addr5+":0"), 0},
 	} {

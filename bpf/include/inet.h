@@ -22,7 +22,7 @@ enum fragment {
 struct inet {
 	struct ip16 src;
 	struct ip16 dst;
-	__be16 sport; /* ICMP echo: its id, in both; 0 in protocols without ports */
+	__be16 sport; /* ICMP: see icmp_ports; 0 in protocols without ports */
 	__be16 dport;
 	__u16 match; /* by which a policy judges: port, ICMP type << 8 | code, 0 */
 	__u8 proto;  /* behind IPv6's extension headers; AH counts as a protocol */
@@ -179,11 +179,26 @@ static __always_inline enum reason read_udp(struct cursor *c, struct inet *p, __
 	return REASON_NONE;
 }
 
+/*
+ * An echo's id is the port of who asks, and the other side has none: so nobody
+ * asks in a flow in which he may only answer. Any other type is a flow of its own.
+ */
+static __always_inline void icmp_ports(struct inet *p, __be16 id)
+{
+	__u8 asks = p->proto == IPPROTO_ICMP ? ICMP_ECHO : ICMP6_ECHO;
+	__u8 answers = p->proto == IPPROTO_ICMP ? ICMP_ECHOREPLY : ICMP6_ECHOREPLY;
+
+	if (p->icmp_type == asks)
+		p->sport = id;
+	else if (p->icmp_type == answers)
+		p->dport = id;
+	else
+		p->sport = p->dport = bpf_htons(p->match);
+}
+
 static __always_inline enum reason read_icmp(struct cursor *c, struct inet *p, __u32 room)
 {
 	struct icmphdr *icmp = take(c, sizeof(*icmp));
-	__u8 first = p->proto == IPPROTO_ICMP ? ICMP_ECHOREPLY : ICMP6_ECHO;
-	__u8 second = p->proto == IPPROTO_ICMP ? ICMP_ECHO : ICMP6_ECHOREPLY;
 
 	if (!icmp || room < sizeof(*icmp))
 		return p->fragment ? REASON_FRAGMENT_SHORT : REASON_MALFORMED;
@@ -191,10 +206,7 @@ static __always_inline enum reason read_icmp(struct cursor *c, struct inet *p, _
 	p->icmp_code = icmp->code;
 	p->match = (__u16)icmp->type << 8 | icmp->code;
 	p->payload = p->l4 + sizeof(*icmp);
-	if (icmp->type == first || icmp->type == second) {
-		p->sport = icmp->id;
-		p->dport = icmp->id;
-	}
+	icmp_ports(p, icmp->id);
 	return REASON_NONE;
 }
 

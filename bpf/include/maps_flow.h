@@ -14,7 +14,7 @@
 struct ct_key {
 	struct ip16 peer;
 	struct ip16 own;
-	__be16 peer_port; /* ICMP: the echo id, in both ports */
+	__be16 peer_port; /* ICMP: an echo's id is the port of who asks; else type << 8 | code, in both */
 	__be16 own_port;
 	__u8 proto;
 	__u8 alias; /* 1: the tuple on the wire of a flow whose port is translated */

@@ -71,7 +71,7 @@ static __always_inline bool quotes_echo(const struct inet *q)
 	return q->icmp_type == ICMP6_ECHO || q->icmp_type == ICMP6_ECHOREPLY;
 }
 
-/* The ports of the quoted packet; of a ping, its id in both. */
+/* The ports of the quoted packet. */
 static __always_inline enum reason read_quoted_l4(struct __sk_buff *skb, const struct inet *p, struct inet *q)
 {
 	struct icmphdr icmp;
@@ -88,7 +88,7 @@ static __always_inline enum reason read_quoted_l4(struct __sk_buff *skb, const s
 	q->icmp_type = icmp.type;
 	if (!quotes_echo(q))
 		return REASON_ICMP_UNMATCHED;
-	q->sport = q->dport = icmp.id;
+	icmp_ports(q, icmp.id);
 	return REASON_NONE;
 }
 
