@@ -76,6 +76,9 @@ type Instance struct {
 type InstanceNetwork struct {
 	ID         ID     `json:"id"`
 	MACAddress string `json:"mac-address"`
+
+	// Beyond the contract.
+	AllowedAddresses []string `json:"allowed-addresses,omitempty" doc:"further prefixes that it may use there"`
 }
 
 // InstanceRow is an instance as it stands in a list.

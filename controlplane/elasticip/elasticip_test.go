@@ -313,6 +313,9 @@ func TestEveryCommitIsACrashPoint(t *testing.T) {
 		if d := zonetest.Doc[store.InstanceDoc](w.Zone, one).Body; d.State != cloud.InstanceRunning || d.Attachment(net).Address.String() != "10.0.0.99" {
 			t.Errorf("after the reboot: %s, %+v", d.State, d.Networks)
 		}
+		w.Ask("stop-instance", nil, "id", string(one))
+		w.Ask("scale-instance", &cloud.ScaleInstanceRequest{InstanceType: cloud.Ref{ID: cloud.InstanceTypes[2].ID}}, "id", string(one))
+		w.Ask("start-instance", &cloud.StartInstanceRequest{}, "id", string(one))
 		w.Ask("detach-instance-from-private-network", on(one), "id", string(net))
 		w.Ask("delete-instance", nil, "id", string(two))
 		activeAt(t, w.Zone, eip, one)

@@ -82,13 +82,13 @@ func TestOneIsActive(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var words []string
 		for n := range rapid.IntRange(1, 6).Draw(t, "places") {
-			word := fmt.Sprintf("%d@%d %s", n+1, rapid.IntRange(1, 3).Draw(t, "host"), rapid.SampledFrom([]string{"ok", "fail", "?"}).Draw(t, "verdict"))
+			word := []string{fmt.Sprintf("%d@%d", n+1, rapid.IntRange(1, 3).Draw(t, "host")), rapid.SampledFrom([]string{"ok", "fail", "?"}).Draw(t, "verdict")}
 			for _, more := range []string{"active", "stopped", "dead"} {
 				if rapid.Bool().Draw(t, more) {
-					word += " " + more
+					word = append(word, more)
 				}
 			}
-			words = append(words, word)
+			words = append(words, strings.Join(word, " "))
 		}
 		places, facts := scene(strings.Join(words, ", "))
 		now := time.Now()

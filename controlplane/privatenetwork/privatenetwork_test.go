@@ -86,7 +86,7 @@ func TestLife(t *testing.T) {
 		t.Errorf("leases %v", got)
 	}
 	i := zonetest.Get[cloud.Instance](z, "get-instance", one)
-	if len(i.PrivateNetworks) != 1 || i.PrivateNetworks[0].ID != net || i.PrivateNetworks[0].MACAddress != "02:ca:00:00:00:03" {
+	if len(i.PrivateNetworks) != 1 || !slices.Equal(i.PrivateNetworks[0].AllowedAddresses, []string{"10.0.0.100/32", "10.1.0.0/16"}) || i.PrivateNetworks[0].ID != net || i.PrivateNetworks[0].MACAddress != "02:ca:00:00:00:03" {
 		t.Errorf("networks of the instance: %+v", i.PrivateNetworks)
 	}
 	// Both hosts have the segment, and know both interfaces; each has its own port.

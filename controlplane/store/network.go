@@ -45,6 +45,9 @@ func (d *InstanceDoc) ShowNetworks() {
 	d.PrivateNetworks = make([]cloud.InstanceNetwork, len(d.Networks))
 	for i, a := range d.Networks {
 		d.PrivateNetworks[i] = cloud.InstanceNetwork{ID: a.Network, MACAddress: a.MAC}
+		for _, p := range a.Allowed {
+			d.PrivateNetworks[i].AllowedAddresses = append(d.PrivateNetworks[i].AllowedAddresses, p.String())
+		}
 	}
 }
 

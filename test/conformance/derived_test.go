@@ -4,6 +4,7 @@ package conformance
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"io"
@@ -24,12 +25,16 @@ type terminal struct {
 	t          *testing.T
 	endpoint   string
 	operations []capi.Operation
+
+	key, secret string // of the tests' own, when empty
 }
 
 func (x *terminal) run(args ...string) (string, error) {
 	var out bytes.Buffer
 	root := cli.New(cli.Options{Operations: x.operations, Out: &out, Err: &out,
-		Connect: func() (*client.Client, error) { return client.New(x.endpoint, key, secret), nil }})
+		Connect: func() (*client.Client, error) {
+			return client.New(x.endpoint, cmp.Or(x.key, key), cmp.Or(x.secret, secret)), nil
+		}})
 	root.SetArgs(args)
 	err := root.ExecuteContext(x.t.Context())
 	return out.String(), err

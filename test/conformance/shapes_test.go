@@ -23,6 +23,7 @@ var beyond = []string{
 	"private-network.firewall",
 	"private-network.snooping",
 	"private-network.broadcast-rate",
+	".allowed-addresses",
 }
 
 // method finds the client's method for an operation: get-ssh-key is GetSSHKey.
