@@ -3,7 +3,7 @@
 # Debian 12, Go and root: they install the packages they need themselves.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build check pure program lab crash long race generate format sweep
+.PHONY: help demo test build check pure program lab crash long fuzz mutants race generate format sweep
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,12 @@ crash: ## the control plane killed after every single commit of a story (four mi
 
 long: ## the stories that take longer than a test may
 	CAIRN_LONG=1 scripts/test.sh lab
+
+fuzz: ## programs and model side by side on what is made up (FUZZ_TIME=10m, SEED=...)
+	FUZZ_TIME=$(or $(FUZZ_TIME),10m) CGO_ENABLED=0 go test -tags program -count=1 -timeout 0 -run '^TestProgramsAgreeWithTheModel$$' -v ./test/model/kernel
+
+mutants: ## faults in the C of the firewall, each of which the tests have to find (ten minutes)
+	@scripts/mutants.sh
 
 race: ## the pure ring with the race detector throughout (half an hour)
 	CGO_ENABLED=1 go test -race -timeout 60m ./...

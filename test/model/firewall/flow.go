@@ -128,6 +128,7 @@ type visit struct {
 	answerOnly bool // it may belong to a flow, never open one
 	service    ServiceID
 	wirePort   uint16
+	quoted     *Headers // of an ICMP error
 }
 
 func visitOf(x Headers, d Direction) visit {
@@ -290,6 +291,9 @@ func (p *Port) Lives(now time.Duration) []time.Duration {
 	}
 	for w, a := range p.Flows.aliases {
 		out = append(out, a.left(w.Proto, now))
+	}
+	for _, d := range p.Pieces {
+		out = append(out, d.left(now))
 	}
 	return out
 }

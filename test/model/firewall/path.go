@@ -2,11 +2,7 @@
 
 package firewall
 
-import (
-	"net/netip"
-
-	"cairn/test/model/frame"
-)
+import "net/netip"
 
 // Verdict is what becomes of a packet. Out is the frame that leaves; nil when
 // it drops or is left to the host's stack. Rule is of the flow at the last port
@@ -48,24 +44,63 @@ func (h *Host) FromVM(id PortID, b []byte, choose Chooser) Verdict {
 	}
 	v := visitOf(x, Out)
 	v.answerOnly = x.Dst == h.Probe
-	f, _, why := h.track(p, v, choose)
+	f, _, why := h.examine(p, &v, b, choose)
 	if why != None {
 		return because(why)
 	}
-	e := x.edit(b).hop()
-	if f.Service != 0 {
-		e = e.source(h.Services[f.Service].VIP.Addr()).sourcePort(h.Services[f.Service].VIP.Port())
+	out := h.mendOut(v, f, x.edit(b)).hop()
+	if v.answerOnly {
+		return Verdict{ToDoor, f.Rule, 0, out.macs(h.Gateway, h.Door).b}
+	}
+	if to, neighbour := h.at(x.Dst); neighbour != nil {
+		return h.enter(to, neighbour, out.b, choose)
+	}
+	return Verdict{ToUplink, f.Rule, 0, out.b}
+}
+
+// examine a packet at a port: a later fragment goes the way of the first one, an
+// ICMP error is its flow's, and everything else is tracked.
+func (h *Host) examine(p *Port, v *visit, b []byte, choose Chooser) (*Flow, Tuple, Reason) {
+	switch {
+	case v.later():
+		f, why := h.follow(p, *v)
+		return f, v.Tuple, why
+	case v.isError():
+		return h.matchError(p, v, b)
+	}
+	f, t, why := h.track(p, *v, choose)
+	if why == None && v.Piece != nil {
+		why = h.beginPieces(p, *v, f)
+	}
+	return f, t, why
+}
+
+// mendOut what the instance has sent to what the wire knows the flow by: the
+// service's address and port, the client's own port.
+func (h *Host) mendOut(v visit, f *Flow, e edit) edit {
+	service, balanced := h.Services[f.Service]
+	switch {
+	case v.quoted != nil:
+		if !v.quoted.hasPorts() {
+			return e
+		}
+		if balanced {
+			e = e.quotedDestination(v.quoted, service.VIP.Addr(), service.VIP.Port()).source(service.VIP.Addr())
+		}
+		return e.quotedSourcePort(v.quoted, f.WirePort)
+	case v.later():
+		if balanced {
+			e = e.source(service.VIP.Addr())
+		}
+		return e
+	}
+	if balanced {
+		e = e.source(service.VIP.Addr()).sourcePort(service.VIP.Port())
 	}
 	if f.WirePort != v.PeerPort {
 		e = e.destinationPort(f.WirePort)
 	}
-	if v.answerOnly {
-		return Verdict{ToDoor, f.Rule, 0, e.macs(h.Gateway, h.Door).b}
-	}
-	if to, neighbour := h.at(x.Dst); neighbour != nil {
-		return h.enter(to, neighbour, e.b, choose)
-	}
-	return Verdict{ToUplink, f.Rule, 0, e.b}
+	return e
 }
 
 // maySend is what a port may send at all, whatever its rules say.
@@ -78,9 +113,6 @@ func (h *Host) maySend(p *Port, x Headers, why Reason) Reason {
 	}
 	if why != None {
 		return why
-	}
-	if x.Piece != nil {
-		return NotAllowed
 	}
 	if x.Dst == h.Probe {
 		return sizes(p, x)
@@ -132,15 +164,18 @@ func (h *Host) enter(id PortID, p *Port, b []byte, choose Chooser) Verdict {
 }
 
 func (h *Host) deliver(id PortID, p *Port, b []byte, v visit, choose Chooser) Verdict {
-	f, t, why := h.track(p, v, choose)
+	f, t, why := h.examine(p, &v, b, choose)
 	if why != None {
 		return because(why)
 	}
 	e := v.edit(b).macs(h.Gateway, p.MAC)
-	if t.PeerPort != v.PeerPort {
-		return Verdict{ToPortTranslated, f.Rule, id, e.sourcePort(t.PeerPort).b}
+	if t.PeerPort == v.PeerPort {
+		return Verdict{ToPort, f.Rule, id, e.b}
 	}
-	return Verdict{ToPort, f.Rule, id, e.b}
+	if v.quoted != nil {
+		return Verdict{ToPortTranslated, f.Rule, id, e.quotedDestination(v.quoted, v.quoted.Dst, t.PeerPort).b}
+	}
+	return Verdict{ToPortTranslated, f.Rule, id, e.sourcePort(t.PeerPort).b}
 }
 
 // FromUplink is a frame from the network. With a service, the load balancer has
@@ -176,9 +211,6 @@ func (h *Host) FromUplink(b []byte, service ServiceID, choose Chooser) Verdict {
 	if x.isND() {
 		return because(NDIgnored)
 	}
-	if x.Piece != nil {
-		return because(NotAllowed)
-	}
 	v := visitOf(x, In)
 	v.service = service
 	return h.deliver(id, p, b, v, choose)
@@ -205,15 +237,3 @@ func (h *Host) FromDoor(b []byte, choose Chooser) Verdict {
 	v.host = true
 	return h.deliver(id, p, b, v, choose)
 }
-
-// Piece and Pieces are fragments.
-type Piece struct {
-	ID       uint32
-	From, To int // bytes of the datagram
-	More     bool
-}
-
-// Pieces is what a port remembers of datagrams in fragments.
-type Pieces struct{}
-
-var _ = frame.TCP

@@ -40,8 +40,6 @@ const (
 
 func (x Headers) isV6() bool { return x.EtherType == typeIPv6 }
 
-func (x Headers) isIP() bool { return x.EtherType == typeIPv4 || x.isV6() }
-
 func (x Headers) later() bool { return x.Piece != nil && x.Piece.From > 0 }
 
 // Read a frame. Addresses are known unless the reason is Malformed; the

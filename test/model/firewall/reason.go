@@ -35,6 +35,7 @@ const (
 	FragmentEarly   Reason = "fragment_early"
 	FragmentOverlap Reason = "fragment_overlap"
 	FragmentShort   Reason = "fragment_short"
+	FragmentHoles   Reason = "fragment_holes"
 	FragmentRate    Reason = "fragment_rate"
 	TCPFlags        Reason = "tcp_flags"
 

@@ -69,6 +69,9 @@ func (e edit) port(at int, port uint16) edit {
 }
 
 func (e edit) mendL4(was, is []byte) {
+	if e.x.later() {
+		return // the checksum was in the first one
+	}
 	switch e.x.Proto {
 	case frame.TCP:
 		e.mend(e.x.L4+16, was, is, false)

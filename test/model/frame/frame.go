@@ -69,6 +69,7 @@ type Spec struct {
 
 	Type, Code uint8 // ICMP
 	Inner      *Spec // what an ICMP error is about
+	MTU        uint16
 
 	Fragment   *Fragment
 	Extensions []uint8 // IPv6, in order
@@ -239,6 +240,7 @@ func (s Spec) icmp(payload []byte) []byte {
 	h[0], h[1] = s.Type, s.Code
 	if s.Inner != nil {
 		payload = s.Inner.quoted()
+		binary.BigEndian.PutUint16(h[6:], s.MTU)
 	} else {
 		binary.BigEndian.PutUint16(h[4:], s.Src.Port())
 	}

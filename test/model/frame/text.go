@@ -66,7 +66,7 @@ func (s Spec) numbers(b *strings.Builder) {
 		value int
 	}{
 		{"seq", int(s.Seq)}, {"ack", int(s.Ack)}, {"win", int(s.Window)}, {"scale", int(s.Scale)},
-		{"len", s.Payload}, {"ttl", int(s.TTL)}, {"opt", s.Options}, {"cut", s.Cut},
+		{"len", s.Payload}, {"ttl", int(s.TTL)}, {"opt", s.Options}, {"cut", s.Cut}, {"mtu", int(s.MTU)},
 	} {
 		if n.value != 0 {
 			fmt.Fprintf(b, " %s=%d", n.name, n.value)
@@ -223,6 +223,8 @@ func (s *Spec) number(name string, n uint64) error {
 		s.Options = int(n)
 	case "cut":
 		s.Cut = int(n)
+	case "mtu":
+		s.MTU = uint16(n)
 	default:
 		return fmt.Errorf("%q is not known", name)
 	}

@@ -23,6 +23,7 @@ type Generator struct {
 	opening int // how many of its steps set the host up
 	rnd     *rand.Rand
 	rule    firewall.RuleID // the last one that was added
+	broken  *Send           // the packet that comes in pieces
 }
 
 // NewGenerator of one sequence. The same seed makes the same of the same host.
@@ -59,8 +60,12 @@ func (g *Generator) Step(at int, h *firewall.Host) Step {
 		return Step{Send: g.another(h)}
 	case n < 56:
 		return Step{Send: g.check()}
-	case n < 68:
+	case n < 66:
 		return Step{Send: g.spoil(g.another(h))}
+	case n < 72:
+		return Step{Send: g.failure(g.another(h))}
+	case n < 77:
+		return Step{Send: g.piece(h)}
 	}
 	return Step{Send: g.fresh()}
 }

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"cairn/test/model/firewall"
 	"cairn/test/model/frame"
 )
 
@@ -72,4 +73,68 @@ func (g *Generator) shatter(s *frame.Spec) {
 	if s.V6() {
 		s.Extensions = append(s.Extensions, frame.FragmentHdr)
 	}
+}
+
+// piece of a packet whose other pieces come, or have come.
+func (g *Generator) piece(h *firewall.Host) *Send {
+	if g.broken == nil || g.one(6) {
+		g.broken = g.another(h)
+		g.broken.Spec.Payload = 24
+		if g.broken.Spec.V6() {
+			g.broken.Spec.Extensions = []uint8{frame.FragmentHdr}
+		}
+	}
+	s := *g.broken
+	at := pick[uint16](g, 0, 0, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12)
+	if at > 0 {
+		s.Spec.Payload = pick(g, 8, 8, 8, 16, 3)
+	}
+	s.Spec.Fragment = &frame.Fragment{ID: pick[uint32](g, 7, 7, 7, 8), Offset: at, More: at == 0 || !g.one(4)}
+	if s.Spec.Fragment.More && s.Spec.Payload == 3 {
+		s.Spec.Fragment.More = false
+	}
+	if at == 0 && s.Spec.Proto == frame.TCP {
+		s.Spec.Payload, s.Spec.Scale = 4, 0
+	}
+	return &s
+}
+
+// failure is an ICMP error about something that a port has sent or got.
+func (g *Generator) failure(s *Send) *Send {
+	about := s.Spec
+	if !g.one(10) {
+		about.Fragment = nil
+	}
+	about.Pokes, about.Cut, about.Options = nil, pick(g, 0, 0, 0, 1, 8), pick(g, 0, 0, 20)
+	if about.V6() {
+		about.Options = 0
+	}
+	to := about.Src.Addr()
+	from := pick(g, about.Dst.Addr(), g.peer(about.V6()))
+	e := &Send{Spec: frame.Spec{Proto: frame.ICMP, Type: 3, Code: 3, Inner: &about}}
+	switch {
+	case about.V6():
+		e.Spec.Proto = frame.ICMPv6
+		e.Spec.Type, e.Spec.Code = pick[uint8](g, 1, 2, 3, 4, 100), 0
+	default:
+		e.Spec.Type, e.Spec.Code = pick[uint8](g, 3, 3, 3, 4, 5, 11, 12), pick[uint8](g, 0, 3, 4)
+	}
+	e.Spec.MTU = pick[uint16](g, 1400, 1400, 1280, 1279, 576, 575, 0)
+	if g.one(10) {
+		to = g.peer(about.V6()) // not who has sent what it is about
+	}
+	switch s.Hook {
+	case VM: // about what the port has sent: it comes from the network
+		e.Hook = Uplink
+	default:
+		e.Hook, e.Port = VM, Ports[0]
+		for _, p := range Ports {
+			if slices.Contains(Addresses(p), about.Dst.Addr()) {
+				e.Port = p
+				from = about.Dst.Addr()
+			}
+		}
+	}
+	e.Spec.Src, e.Spec.Dst = netip.AddrPortFrom(from, 0), netip.AddrPortFrom(to, 0)
+	return e
 }
