@@ -50,6 +50,7 @@ func TestOnePrivateNetwork(t *testing.T) {
 		"put neigh 7/10.0.0.31 = port 31 mac 02:ca:00:00:00:1f for address/7/10.0.0.31",
 		"put neigh 7/fe80::ca:ff:fe00:20 = port 32 mac 02:ca:00:00:00:20 for address/7/fe80::ca:ff:fe00:20",
 		"put neigh 7/10.0.0.254 = port 0 mac 02:cb:00:00:00:01 for address/7/10.0.0.254",
+		"put neigh 7/169.254.169.254 = port 0 mac 02:cb:00:00:00:01 for address/7/169.254.169.254",
 		"put bum 7 = 1 ports 2 hosts rate 500 flags 0 for network/7",
 		"put port_cfg 31 = device 17 mac 02:ca:00:00:00:1f policy 0/0 generation 1 mtu 1500 flags 0 for port/31",
 	} {

@@ -27,8 +27,6 @@ const LeaseTime = time.Hour
 var (
 	// Gateway is every public port's, answered by its program.
 	Gateway = netip.MustParseAddr("169.254.0.1")
-	// Metadata is where instances find what the cloud knows of them.
-	Metadata = netip.MustParseAddr("169.254.169.254")
 
 	defaultRoute = netip.MustParsePrefix("0.0.0.0/0")
 )
@@ -110,7 +108,7 @@ func (l *Link) private(v4 netip.Addr, lease *wire.Lease) {
 	}
 	l.Address = netip.PrefixFrom(v4, int(lease.Bits))
 	// A client that takes these routes ignores the routers (RFC 3442).
-	l.Routes = []Route{{netip.PrefixFrom(Metadata, 32), lease.Server}}
+	l.Routes = []Route{{netip.PrefixFrom(vnet.Metadata, 32), lease.Server}}
 	for _, r := range lease.Routers {
 		l.Routes = append(l.Routes, Route{defaultRoute, r})
 	}

@@ -24,6 +24,10 @@ import (
 // second when the network does not say.
 const BroadcastRate = 500
 
+// Metadata is where every instance finds what the cloud knows of it; in a private
+// network, at the MAC of the network's own server.
+var Metadata = netip.MustParseAddr("169.254.169.254")
+
 // Builder makes the units of one round: all of one view.
 type Builder struct {
 	view   table.View
@@ -159,6 +163,7 @@ func owners(view table.View) map[bpf.NeighKey]bpf.Neigh {
 		known[key] = owner
 	}
 	for n := range table.All[wire.Network](view) {
+		own(n.VNI, Metadata, bpf.Neigh{Mac: port.GatewayMAC})
 		if n.Lease != nil && n.Lease.Server.IsValid() {
 			own(n.VNI, n.Lease.Server, bpf.Neigh{Mac: port.GatewayMAC})
 		}

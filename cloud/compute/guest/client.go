@@ -18,10 +18,11 @@ import (
 // errRefused is the server's NAK.
 var errRefused = errors.New("the server refuses")
 
-// How long it waits for an answer, and how often it asks before it begins anew.
+// How long it waits for an answer at first, twice as long each time, and how
+// often it asks before it begins anew.
 const (
-	patience = time.Second
-	tries    = 4
+	patience = 200 * time.Millisecond
+	tries    = 5
 )
 
 var wanted = dhcpv4.WithRequestedOptions(
@@ -81,14 +82,14 @@ func (c *client) talk(ctx context.Context, m *dhcpv4.DHCPv4) (*dhcpv4.DHCPv4, er
 	to := &unix.SockaddrLinklayer{
 		Protocol: typeIPv4(), Ifindex: c.ifindex, Halen: 6, Addr: [8]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff},
 	}
-	for range tries {
+	for i := range tries {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
 		if err := unix.Sendto(c.fd, frame, 0, to); err != nil {
 			return nil, fmt.Errorf("send %s: %w", m.MessageType(), err)
 		}
-		answer, err := c.answer(ctx, m)
+		answer, err := c.answer(ctx, m, patience<<i)
 		if answer != nil || err != nil {
 			return answer, err
 		}
@@ -97,7 +98,7 @@ func (c *client) talk(ctx context.Context, m *dhcpv4.DHCPv4) (*dhcpv4.DHCPv4, er
 }
 
 // answer waits for that to m; nil when the time is over.
-func (c *client) answer(ctx context.Context, m *dhcpv4.DHCPv4) (*dhcpv4.DHCPv4, error) {
+func (c *client) answer(ctx context.Context, m *dhcpv4.DHCPv4, patience time.Duration) (*dhcpv4.DHCPv4, error) {
 	buf := make([]byte, 2048)
 	for deadline := time.Now().Add(patience); ctx.Err() == nil; {
 		ready, err := c.poll(time.Until(deadline))
