@@ -69,7 +69,17 @@ type lease struct {
 	port       uint32
 	generation uint64 // of the table
 	slots      uint64 // a sum over the slots it owned before
-	closed     bool   // this host lets no new flow in, whoever sends it
+	draining   bool
+	closed     bool // this host lets no new flow in, whoever sends it
+}
+
+// reason that a former owner has lost its slots: the same table is told of twice
+// when it begins to drain afterwards.
+func (l lease) reason() string {
+	if l.draining {
+		return "draining"
+	}
+	return ""
 }
 
 type drains struct {
@@ -98,7 +108,7 @@ func former(view table.View, self uint32) map[drainKey]lease {
 				if !ok || b.Host != self {
 					continue
 				}
-				l = lease{port: b.Port, generation: s.Generation, closed: closed(view, s.Service, b)}
+				l = lease{port: b.Port, generation: s.Generation, draining: b.Draining, closed: closed(view, s.Service, b)}
 			}
 			l.slots += maphash.Comparable(slotSeed, i)
 			out[k] = l
@@ -116,8 +126,9 @@ func closed(view table.View, service uint32, b wire.Backend) bool {
 	return ok && b.Draining && s.Protocol == tcp && !s.Panic
 }
 
-// renew takes the leases of a view over. Who has other slots than before waits
-// anew; a table that only others' slots changed in does not matter.
+// renew takes the leases of a view over. Who has other slots than before, or
+// begins to drain, waits anew and is told anew; a table that only others' slots
+// changed in does not matter.
 func (d *drains) renew(leases map[drainKey]lease, now time.Time) (gone []drainKey) {
 	for k := range d.leases {
 		if _, ok := leases[k]; !ok {
@@ -127,8 +138,12 @@ func (d *drains) renew(leases map[drainKey]lease, now time.Time) (gone []drainKe
 		}
 	}
 	for k, l := range leases {
-		if old, ok := d.leases[k]; !ok || old.slots != l.slots {
+		old, ok := d.leases[k]
+		if !ok || old.slots != l.slots || old.draining != l.draining {
 			d.since[k] = now
+		}
+		if old.draining != l.draining {
+			delete(d.told, k)
 		}
 	}
 	d.leases = leases
@@ -170,7 +185,7 @@ func (a *Agent) drain(d *drains, now time.Time) {
 		}
 		if n == 0 {
 			d.told[k] = l.generation
-			a.client.Observe(dsync.Report{Key: k.key(), Generation: l.generation, State: "drained"})
+			a.client.Observe(dsync.Report{Key: k.key(), Generation: l.generation, State: "drained", Reason: l.reason()})
 		}
 	}
 }

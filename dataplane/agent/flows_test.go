@@ -34,8 +34,12 @@ func TestFormerOwnersWaitBeforeTheyAreCounted(t *testing.T) {
 	step("told", time.Hour, aTable(1, 4, 256, [2]uint32{2, 1}, [2]uint32{3, 0}), 0)
 	step("to be told again of the next table", time.Second, aTable(1, 5, 256, [2]uint32{2, 1}, [2]uint32{2, 0}), 1)
 	step("owned other slots before", time.Hour, aTable(1, 6, 256, [2]uint32{2, 0}, [2]uint32{3, 1}), 0)
+	table7 := aTable(1, 7, 256, [2]uint32{2, 1}, [2]uint32{2, 0})
+	step("long enough again", drainAfter, table7, 0)
+	step("and again", drainAfter, table7, 1)
+	d.told[drainKey{1, 1}] = 7
 	w.mustApply([]wire.Item{draining(aBackend(1, 1, 1, 1))})
-	step("draining: nobody else's table matters", 0, aTable(1, 7, 256, [2]uint32{2, 1}, [2]uint32{2, 0}), 1)
+	step("draining: told again, and nobody else's table matters", 0, table7, 1)
 	d.told[drainKey{1, 1}] = 7
 	step("draining, told", time.Hour, aTable(1, 7, 256, [2]uint32{2, 1}, [2]uint32{2, 0}), 0)
 	for what, change := range map[string]func(*wire.Service){
