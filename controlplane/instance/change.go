@@ -149,6 +149,17 @@ func (i *Instances) Leave(tx *store.Tx, op cloud.ID, leaving ...*Doc) ([]store.I
 	return intents, nil
 }
 
+// Close marks instances that leave: all hosts know that they do.
+func (i *Instances) Close(tx *store.Tx, op cloud.ID, leaving ...Doc) error {
+	for _, d := range leaving {
+		d.Body.Closed = true
+		if err := store.Put(tx, op, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Destroy marks instances destroying: from here on the hosts are told to let
 // them go. Whoever acts for op calls Remove when they have. The intents are what
 // the hosts lose by it; for those that Leave has marked they are given already.

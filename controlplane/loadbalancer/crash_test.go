@@ -169,14 +169,16 @@ func (l *life) play() slots.Table {
 			l.report(2, wire.KindSlots, s.Body.Number, 2, s.Body.SlotsGeneration, drained)
 		}
 	})
-	l.write(func(tx *store.Tx) error {
-		d, err := store.Get[store.InstanceDoc](tx, org, l.members[0])
-		if err != nil || !d.Body.Leaving.IsZero() {
-			return err
-		}
-		d.Body.Leaving = l.now
-		return errors.Join(store.Put(tx, "", d), l.PoolChanged(l.t.Context(), tx, l.pool, ""))
-	})
+	for _, closed := range []bool{false, true} {
+		l.write(func(tx *store.Tx) error {
+			d, err := store.Get[store.InstanceDoc](tx, org, l.members[0])
+			if err != nil || !d.Body.Leaving.IsZero() && d.Body.Closed == closed {
+				return err
+			}
+			d.Body.Leaving, d.Body.Closed = l.now, closed
+			return errors.Join(store.Put(tx, "", d), l.PoolChanged(l.t.Context(), tx, l.pool, ""))
+		})
+	}
 	l.reports(func() {
 		if len(l.drainsOf()) > 0 {
 			l.empty(l.id, 1)

@@ -23,7 +23,8 @@ const keepFor = 5 * time.Second
 func leaves(b store.BackendDoc) bool { return !b.Leaving.IsZero() }
 
 // part says what backends that leave are for their hosts, given the table: one
-// that has still slots takes new flows as ever, until these can move.
+// that has still slots takes new flows as ever, until these can move; and so does
+// one that other hosts may still send some, by a table from before.
 func part(backends []store.BackendDoc, table slots.Table, now time.Time) {
 	shares := table.Shares()
 	for i := range backends {
@@ -32,7 +33,7 @@ func part(backends []store.BackendDoc, table slots.Table, now time.Time) {
 		case !leaves(*b) || b.State == store.BackendDead:
 		case shares[b.Number] > 0:
 			enter(b, store.BackendActive, now)
-		default:
+		case b.Closed || b.State == store.BackendJoining:
 			enter(b, store.BackendDraining, now)
 		}
 	}

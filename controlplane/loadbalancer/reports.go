@@ -351,6 +351,9 @@ func hear(tx *store.Tx, d dueOne) (outcome, bool, error) {
 		if v, ok := d.heard.verdicts[one.Number]; ok && h.numbers[v.host] == one.Host && v.generation == one.Generation {
 			tell(one, v.state)
 		}
+		if leaves(*one) && one.State == store.BackendActive {
+			continue // it still takes new flows; its host will say it again
+		}
 		if v, ok := d.heard.drained[one.Number]; ok && h.numbers[v.host] == one.Host && v.generation == s.Body.SlotsGeneration {
 			empty = append(empty, one.Number)
 		}

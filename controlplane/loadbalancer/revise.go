@@ -146,7 +146,8 @@ func (b *Balancers) follow(tx *store.Tx, op cloud.ID, s service) error {
 	for _, old := range before {
 		if i := slices.IndexFunc(members, func(m member) bool { return m.ID == old.Instance }); i >= 0 {
 			body := members[i].Body
-			old.Host, old.Address, old.Down, old.Leaving = body.HostNumber, body.Address, !runs(members[i]), body.Leaving
+			old.Host, old.Address, old.Down = body.HostNumber, body.Address, !runs(members[i])
+			old.Leaving, old.Closed = body.Leaving, body.Closed
 			backends = append(backends, old)
 			members = slices.Delete(members, i, i+1)
 			continue

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -98,10 +99,21 @@ func newBench(t *testing.T, n int) *bench {
 
 // unborn is a bench before its control plane is started.
 func unborn(t *testing.T) *bench {
-	b := &bench{t: t, path: filepath.Join(t.TempDir(), "cairn.db"), hosts: hosttest.New("ch-gva-2"), now: time.Now(),
+	b := &bench{t: t, path: filepath.Join(memory(t), "cairn.db"), hosts: hosttest.New("ch-gva-2"), now: time.Now(),
 		front: &front{calls: map[cloud.ID]int{}}}
 	b.clock = func() time.Time { return b.now }
 	return b
+}
+
+// memory is a folder that costs no disk, where there is one: each commit waits for
+// it.
+func memory(t *testing.T) string {
+	dir, err := os.MkdirTemp("/dev/shm", "cairn-pool-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 // newFront has load balancers in front of its pools, and a clock that goes.

@@ -78,7 +78,7 @@ func newWitness(t *testing.T, zone []byte, dies uint64) *witness {
 func (w *witness) begin(options ...store.Option) {
 	w.t.Helper()
 	w.openFront(options...)
-	w.pools.Linger = 100 * time.Millisecond
+	w.pools.Linger = 30 * time.Millisecond
 }
 
 // dead says that err is the end of the control plane, and starts another.

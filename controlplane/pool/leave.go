@@ -15,10 +15,11 @@ import (
 	"cairn/controlplane/store"
 )
 
-// Members that leave a pool with services in front of it go in two steps. First
-// they are marked leaving: their slots move, while flows that they have still
-// find them. When all hosts hold that and no flow is left, or after a while, the
-// hosts are told to let them go. Both are done for the same operation.
+// Members that leave a pool with services in front of it go in three steps, all
+// for the same operation. First they are marked leaving: their slots move, while
+// flows that they have still find them, and so do new ones that are sent by an
+// older table. When all hosts hold that, they are closed: new flows are refused.
+// When no flow is left, or after a while, the hosts are told to let them go.
 
 // held is the event that all hosts hold what an operation has changed so far.
 const held = "held"
@@ -75,6 +76,25 @@ func atMost(waits ...program.Node) program.Node {
 // leaf is an action that is tried until it is done.
 func leaf(name string) program.Node {
 	return program.Leaf{Action: name, Retries: -1}.With(nil)
+}
+
+// close refuses new flows for those of the members that leave and are here yet:
+// all hosts hold that their slots have moved.
+func (p *Pools) close(tx *store.Tx, op store.Operation, members []instance.Doc) error {
+	here := slices.DeleteFunc(slices.Clone(members), told)
+	if len(here) == 0 {
+		return nil
+	}
+	open := slices.DeleteFunc(slices.Clone(here), func(m instance.Doc) bool { return m.Body.Closed })
+	if len(open) > 0 {
+		if err := p.instances.Close(tx, op.ID, open...); err != nil {
+			return err
+		}
+		if err := p.changed(tx, op.Subject.ID, op.ID); err != nil {
+			return err
+		}
+	}
+	return p.signal(tx, op.Subject.ID, held, "")
 }
 
 // draining are those of the members that get packets still.

@@ -251,6 +251,9 @@ func TestAnAcknowledgementOfTheFirstStep(t *testing.T) {
 	if err := b.store.Read(t.Context(), func(tx *store.Tx) (err error) { first, err = tx.Revision(); return err }); err != nil {
 		t.Fatal(err)
 	}
+	if states, _ := b.backends(); states[store.BackendDraining] != 0 {
+		t.Errorf("backends %v before all hosts know that some leave", states)
+	}
 	b.deliver()
 	for n := range 3 {
 		b.hosts.Host([]string{"hv1", "hv2", "hv3"}[n]).Silent = true

@@ -155,10 +155,8 @@ func (p *Pools) settle(tx *store.Tx, op store.Operation, e fsm.Event, o operatio
 			return err
 		}
 	}
-	if slices.ContainsFunc(left, func(m instance.Doc) bool { return !told(m) }) {
-		if err := p.signal(tx, op.Subject.ID, held, ""); err != nil {
-			return err
-		}
+	if err := p.close(tx, op, left); err != nil {
+		return err
 	}
 	// An acknowledgement of what came before they were told is none of that.
 	gone := slices.DeleteFunc(left, func(m instance.Doc) bool { return o.Revision > 0 && o.Revision < uint64(m.Revision) })

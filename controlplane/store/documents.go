@@ -56,8 +56,10 @@ type InstanceDoc struct {
 	Command    string     `json:"command"`
 
 	// Leaving is since when it is on its way out: it runs, but whoever sends it
-	// flows lets go of it. Zero if it stays.
+	// flows lets go of it. Zero if it stays. Closed: all hosts know that, so its
+	// own may refuse those that come all the same.
 	Leaving time.Time `json:"leaving,omitzero"`
+	Closed  bool      `json:"closed,omitempty"`
 
 	UserDataRaw []byte `json:"user-data-raw,omitempty"` // decoded
 
@@ -129,6 +131,7 @@ type BackendDoc struct {
 	Since      time.Time  `json:"since,omitzero"`   // in this state
 	Removed    time.Time  `json:"removed,omitzero"` // last taken out because of a verdict
 	Leaving    time.Time  `json:"leaving,omitzero"` // its instance is on its way out, since then
+	Closed     bool       `json:"closed,omitempty"` // and all hosts know it
 }
 
 // HypervisorDoc is a hypervisor: what the operator said when adding it, what

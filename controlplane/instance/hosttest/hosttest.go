@@ -359,10 +359,14 @@ func (h *Hosts) drained(host *Host, self uint32) (reports []dist.Report) {
 		for number := range table.Draining() {
 			b, ok := decode[wire.Backend](host, wire.Key{Kind: wire.KindBackend, ID: fmt.Sprint(number)})
 			port, _ := decode[wire.Port](host, wire.Key{Kind: wire.KindPort, ID: fmt.Sprint(b.Port)})
-			if ok && b.Host == self && !h.Slow[cloud.ID(port.Instance)] {
-				reports = append(reports, dist.Report{Kind: wire.KindSlots, Key: fmt.Sprintf("%d/%d", b.Service, number),
-					Generation: service.Generation, State: "drained"})
+			if !ok || b.Host != self || h.Slow[cloud.ID(port.Instance)] {
+				continue
 			}
+			r := dist.Report{Kind: wire.KindSlots, Key: fmt.Sprintf("%d/%d", b.Service, number), Generation: service.Generation, State: "drained"}
+			if b.Draining {
+				r.Reason = "draining" // said again where it was said before
+			}
+			reports = append(reports, r)
 		}
 	}
 	return reports
