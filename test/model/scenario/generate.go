@@ -73,7 +73,7 @@ func (g *Generator) Step(at int, h *firewall.Host) Step {
 func (g *Generator) open(at int) Step {
 	switch at {
 	case 0, 1:
-		return Step{Change: &Change{Verb: Groups, Port: Ports[at], Groups: pick(g, []firewall.GroupID{1}, []firewall.GroupID{1, 2}, []firewall.GroupID{2, 3})}}
+		return Step{Change: &Change{Verb: Groups, Port: Ports[at], Groups: pick(g, []firewall.GroupID{1}, []firewall.GroupID{1, 2}, []firewall.GroupID{2, 3}, []firewall.GroupID{2})}}
 	case 2, 3:
 		return Step{Change: g.join()}
 	case 4:
@@ -82,8 +82,17 @@ func (g *Generator) open(at int) Step {
 		r.ID = g.rule
 		return Step{Change: &Change{Verb: Add, Rule: r, Groups: []firewall.GroupID{2}}}
 	}
-	return Step{Change: g.addRule()} // an empty firewall has little to say
+	c := g.addRule() // an empty firewall has little to say
+	if at >= few {
+		from := g.crowded()
+		c.Rule.Protocol, c.Rule.From, c.Rule.To, c.Rule.Egress = frame.TCP, from, from+pick[uint16](g, 0, 1, 100), false
+		c.Groups = []firewall.GroupID{2} // which a port is in at first, if not both
+	}
+	return Step{Change: c}
 }
+
+// crowded is one of so many ports that the programs search them in two steps.
+func (g *Generator) crowded() uint16 { return uint16(1000 + 997*g.rnd.IntN(60)) }
 
 // Changes
 
@@ -179,7 +188,7 @@ func (g *Generator) peer(v6 bool) netip.Addr {
 
 func (g *Generator) port() uint16 {
 	if g.opening > few && g.one(2) {
-		return uint16(1000 + 997*g.rnd.IntN(60))
+		return g.crowded() + pick[uint16](g, 0, 0, 1, 2)
 	}
 	return pick[uint16](g, 1, 25, 79, 80, 81, 443, 1234, 1235, 8079, 8080, 8080, 8080, 8081, 65535)
 }
