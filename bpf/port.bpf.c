@@ -40,8 +40,8 @@ static __always_inline int to_uplink(struct __sk_buff *skb, const struct frame *
 }
 
 /* A packet that the VM may send: account it, mend it, send it. */
-static __always_inline int from_vm(struct __sk_buff *skb, struct work *w, const struct cfg *c,
-				   const struct port_cfg *pc, __u32 port)
+static __noinline int from_vm(struct __sk_buff *skb, struct work *w, const struct cfg *c, const struct port_cfg *pc,
+			      __u32 port)
 {
 	struct frame *f = &w->f;
 	struct visit *v = &w->v;

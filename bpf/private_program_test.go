@@ -401,3 +401,38 @@ func TestFramesFromOtherHosts(t *testing.T) {
 		w.tc("overlay_in", in.Bytes(), arrived(managed, "10.64.0.7"))
 	})
 }
+
+// With a firewall at a private port, what belongs to a flow follows it: the rest
+// of a datagram in fragments, and errors about it.
+func TestFirewallOfAPrivatePort(t *testing.T) {
+	w := newSegments(t, port20)
+	w.edit(port20, func(pc *bpf.PortCfg) { pc.Flags |= bpf.PortFirewall | bpf.PortEgressOpen })
+	w.edit(port21, func(pc *bpf.PortCfg) { pc.Flags |= bpf.PortFirewall; pc.PolicyIn = 901 })
+	w.put("ct_est", port20, w.flows[port5])
+	w.put("ct_est", port21, w.flows[port6])
+	w.put("ct_new", port20, w.fresh[port5])
+	w.put("ct_new", port21, w.fresh[port6])
+	out := packet.UDP(ip20+":1", ip22+":2").Payload(make([]byte, 64)).MACs(mac20, mac22)
+	w.dropped("vm_in", packet.IP(ip20, ip22, 17, make([]byte, 8)).Fragment(false, 9).MACs(mac20, mac22).Bytes(), bpf.ReasonFragmentEarly)
+	for _, part := range out.ID(7).Split(32) {
+		w.sends(part.Bytes(), bpf.ReasonToTunnel, 0)
+	}
+	// Nobody's rule admits this one into port 21.
+	w.dropped("vm_in", packet.UDP(ip20+":1", ip21+":2").MACs(mac20, mac21).Bytes(), bpf.ReasonPolicyIn)
+	// An answer needs no rule, an error about the flow neither; one about none is dropped.
+	back := packet.UDP(ip22+":2", ip20+":1").MACs(mac22, mac20)
+	for name, c := range map[string]struct {
+		p   packet.Packet
+		why bpf.Reason
+	}{
+		"answer":         {back, bpf.ReasonToPort},
+		"error about it": {packet.ICMPError(ip22, ip20, 3, 3, 0, out.IP()[:28]).MACs(mac22, mac20), bpf.ReasonToPort},
+		"error about no flow": {packet.ICMPError(ip22, ip20, 3, 3, 0, packet.UDP(ip20+":9", ip22+":9").IP()).MACs(mac22, mac20),
+			bpf.ReasonICMPUnmatched},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := w.of(t)
+			w.expect(moved{c.why: 1}, func() { w.tc("overlay_in", c.p.Bytes(), arrived(managed, endpoint2)) })
+		})
+	}
+}

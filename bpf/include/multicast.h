@@ -173,7 +173,7 @@ static long copy_to_port(__u32 i, struct replication *r)
 	pc = port_by_id(port);
 	if (!pc || pc->vni != r->from.vni)
 		return 0;
-	reason = admit(r->w, pc, port);
+	reason = admit_copy(r->w, pc, port);
 	if (reason) {
 		count(reason, r->w->f.packets);
 		return 0;

@@ -51,7 +51,7 @@ static __always_inline bool is_too_big(struct __sk_buff *skb, const struct frame
 }
 
 /* Out of the port: with a firewall at it, its policy is asked. */
-static __always_inline enum reason dismiss(struct work *w, const struct port_cfg *pc, __u32 port)
+static __always_inline enum reason dismiss(struct __sk_buff *skb, struct work *w, const struct port_cfg *pc, __u32 port)
 {
 	if (!(pc->flags & PORT_FIREWALL))
 		return REASON_NONE;
@@ -59,10 +59,8 @@ static __always_inline enum reason dismiss(struct work *w, const struct port_cfg
 		return REASON_NOT_IP;
 	if (is_on_link(&w->f.ip))
 		return REASON_NONE;
-	if (w->f.ip.fragment)
-		return REASON_FRAGMENT;
 	begin_visit(&w->v, &w->f, port, DIRECTION_OUT);
-	return track(&w->v, pc);
+	return examine(skb, w, pc);
 }
 
 /* To all, or to a group. */
@@ -194,7 +192,7 @@ __noinline int from_private(struct __sk_buff *skb, struct work *w, const struct 
 		return drop(&w->f, reason);
 	if (is_too_big(skb, &w->f, pc))
 		return too_big(skb, &w->f, pc, port);
-	reason = dismiss(w, pc, port);
+	reason = dismiss(skb, w, pc, port);
 	if (reason)
 		return drop(&w->f, reason);
 	return carry(skb, w, c, pc, port);

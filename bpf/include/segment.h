@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 
+#include "examine.h"
 #include "punt.h"
 
 /*
@@ -56,15 +57,38 @@ static __noinline struct neigh *owner_of(__u32 vni, const struct ip16 *ip)
 	return bpf_map_lookup_elem(&neigh, &key);
 }
 
-/* Into a port of the network: with a firewall at it, its policy is asked. */
-static __always_inline enum reason admit(struct work *w, const struct port_cfg *pc, __u32 port)
+/* Does the port's policy have a word in this? If so, *reason may be one already. */
+static __always_inline bool is_judged(const struct frame *f, const struct port_cfg *pc, enum reason *reason)
 {
+	*reason = REASON_NONE;
 	if (!(pc->flags & PORT_FIREWALL))
-		return REASON_NONE;
-	if (!is_ip(&w->f))
-		return w->f.proto == bpf_htons(ETH_P_ARP) ? REASON_NONE : REASON_NOT_IP;
-	if (is_on_link(&w->f.ip))
-		return REASON_NONE;
+		return false;
+	if (!is_ip(f)) {
+		*reason = f->proto == bpf_htons(ETH_P_ARP) ? REASON_NONE : REASON_NOT_IP;
+		return false;
+	}
+	return !is_on_link(&f->ip);
+}
+
+/* Into a port of the network: with a firewall at it, its policy is asked. */
+static __always_inline enum reason admit(struct __sk_buff *skb, struct work *w, const struct port_cfg *pc, __u32 port)
+{
+	enum reason reason;
+
+	if (!is_judged(&w->f, pc, &reason))
+		return reason;
+	begin_visit(&w->v, &w->f, port, DIRECTION_IN);
+	return examine(skb, w, pc);
+}
+
+/* The same for one copy of many: those are never errors, and not worth putting
+ * fragments together. */
+static __always_inline enum reason admit_copy(struct work *w, const struct port_cfg *pc, __u32 port)
+{
+	enum reason reason;
+
+	if (!is_judged(&w->f, pc, &reason))
+		return reason;
 	if (w->f.ip.fragment)
 		return REASON_FRAGMENT;
 	begin_visit(&w->v, &w->f, port, DIRECTION_IN);
@@ -78,7 +102,7 @@ static __always_inline int to_station(struct __sk_buff *skb, struct work *w, __u
 
 	if (!pc || pc->vni != vni)
 		return drop(&w->f, REASON_NO_PORT);
-	reason = admit(w, pc, port);
+	reason = admit(skb, w, pc, port);
 	if (reason)
 		return drop(&w->f, reason);
 	skb->mark = GUARD_MARK;
@@ -100,8 +124,8 @@ static __always_inline long address_to(struct __sk_buff *skb, const struct cfg *
 	return bpf_skb_set_tunnel_key(skb, &key, sizeof(key), BPF_F_ZERO_CSUM_TX | BPF_F_DONT_FRAGMENT);
 }
 
-static __always_inline int to_host(struct __sk_buff *skb, const struct frame *f, const struct cfg *c, __u32 vni,
-				   __be32 endpoint)
+static __noinline int to_host(struct __sk_buff *skb, const struct frame *f, const struct cfg *c, __u32 vni,
+			      __be32 endpoint)
 {
 	if (!c->overlay || address_to(skb, c, vni, endpoint))
 		return drop(f, REASON_NO_NETWORK);
