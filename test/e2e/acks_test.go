@@ -84,7 +84,7 @@ func TestRestartOfTheControlPlaneMovesNoSlot(t *testing.T) {
 	before := c.services(1)
 	streams := c.streams(1)
 	must(t, "restart cairnd", c.Control().Restart())
-	lab.Eventually(t, "agent connected anew", 10*time.Second, func() error {
+	lab.Eventually(t, "agent connected anew", 30*time.Second, func() error {
 		s, err := story.AskAgent[debug.Status](c.Context(), c.Lab, 1, "status")
 		if err == nil && (!s.Control.Connected || s.Control.Streams == streams) {
 			err = fmt.Errorf("%+v", s.Control)

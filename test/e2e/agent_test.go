@@ -46,7 +46,7 @@ func (c *cloudUnderTest) programmed(hv int) programmed {
 // of one role hold equal tables.
 func (c *cloudUnderTest) inStep() {
 	c.Helper()
-	lab.Eventually(c.T, "agents in step", 10*time.Second, func() error {
+	lab.Eventually(c.T, "agents in step", 30*time.Second, func() error {
 		var services []debug.Digest
 		for hv := 1; hv <= c.Hypervisors(); hv++ {
 			s, err := story.AskAgent[debug.Status](c.Context(), c.Lab, hv, "status")

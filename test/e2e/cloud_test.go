@@ -73,7 +73,7 @@ func (c *cloudUnderTest) balance() {
 
 func (c *cloudUnderTest) healthy(want int) {
 	c.Helper()
-	lab.Eventually(c.T, fmt.Sprintf("%d healthy backends", want), 20*time.Second, func() error {
+	lab.Eventually(c.T, fmt.Sprintf("%d healthy backends", want), 40*time.Second, func() error {
 		return c.Health(c.nlb.ID, c.service.ID, v3.LoadBalancerServerStatusStatusSuccess, want)
 	})
 	c.announced(c.Hypervisors())
@@ -82,7 +82,7 @@ func (c *cloudUnderTest) healthy(want int) {
 // announced waits until the router spreads the VIP over n hypervisors.
 func (c *cloudUnderTest) announced(n int) {
 	c.Helper()
-	lab.Eventually(c.T, fmt.Sprintf("%d next hops of the VIP", n), 10*time.Second, func() error {
+	lab.Eventually(c.T, fmt.Sprintf("%d next hops of the VIP", n), 30*time.Second, func() error {
 		hops, err := c.RouterRoutes(netip.PrefixFrom(c.vip.Addr(), 32))
 		if err == nil && len(hops) != n {
 			err = fmt.Errorf("%d next hops: %v", len(hops), hops)

@@ -212,10 +212,10 @@ func (c *cloudUnderTest) removeEverything(instances []v3.UUID) {
 func (c *cloudUnderTest) nothingLeft() {
 	c.Helper()
 	for hv := 1; hv <= c.Hypervisors(); hv++ {
-		lab.Eventually(c.T, fmt.Sprintf("hypervisor %d empty", hv), 10*time.Second, func() error { return c.empty(hv) })
+		lab.Eventually(c.T, fmt.Sprintf("hypervisor %d empty", hv), 30*time.Second, func() error { return c.empty(hv) })
 	}
 	for _, pool := range []netip.Prefix{lab.InstancePrefix, lab.VIPPrefix} {
-		lab.Eventually(c.T, "router without routes to "+pool.String(), 10*time.Second, func() error {
+		lab.Eventually(c.T, "router without routes to "+pool.String(), 30*time.Second, func() error {
 			routes, err := c.RoutesWithin(pool)
 			if err == nil && len(routes) > 0 {
 				err = fmt.Errorf("routes left: %v", routes)
