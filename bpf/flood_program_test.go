@@ -9,6 +9,7 @@ import (
 	"net"
 	"runtime"
 	"testing"
+	"time"
 
 	"cairn/bpf"
 	"cairn/bpf/packet"
@@ -54,6 +55,15 @@ func newTap(t *testing.T, name string) *tap {
 			t.Error(err)
 			return nil
 		}
+	}
+	// Until the kernel has noticed that its peer is up, a device drops all.
+	for deadline := time.Now().Add(5 * time.Second); near.Attrs().OperState != netlink.OperUp; {
+		if time.Now().After(deadline) {
+			t.Errorf("%s is %s", name, near.Attrs().OperState)
+			return nil
+		}
+		<-time.After(time.Millisecond)
+		near, _ = netlink.LinkByName(name)
 	}
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_NONBLOCK, int(htons(unix.ETH_P_ALL)))
 	if err == nil {
