@@ -81,6 +81,14 @@ verbose() {
 	return $status
 }
 
+# both runs the second also when the first has failed, and fails if either has.
+both() {
+	local failed=0
+	eval "$1" || failed=1
+	eval "$2" || failed=1
+	return $failed
+}
+
 # The race detector slows the database, which is Go too, tenfold: packages whose
 # tests open one run without it. `make race` runs all of them with it. More
 # packages than there are cores run at a time, since some wait.
@@ -88,15 +96,15 @@ pure() {
 	local with without
 	without=$(go list -test -f '{{if .ForTest}}{{.ForTest}} {{.Deps}}{{end}}' ./... | awk '/ modernc\.org\/sqlite / {print $1}' | sort -u)
 	with=$(go list ./... | grep -vxF "$without")
-	CGO_ENABLED=1 gotest -race -p 4 -timeout 10m $with 2>&1 | { grep -v 'no test files' || true; } &&
-		gotest -p 4 -timeout 10m $without
+	both 'CGO_ENABLED=1 gotest -race -p 4 -timeout 10m $with 2>&1 | { grep -v "no test files" || true; }' \
+		'gotest -p 4 -timeout 10m $without'
 }
 program() { gotest -tags program -p 2 -timeout 10m -run "$(files program | tests "$all")" $(files program | folders); }
 lab() {
 	local one_by_one
 	one_by_one=$(files lab | grep -E "$judges" | tests "$alone")
-	verbose -tags lab -p 3 -parallel 4 -count=1 -timeout 20m -run "$(files lab | tests "$all")" -skip "$one_by_one" $(files lab | folders) &&
-		verbose -tags lab -p 2 -count=1 -timeout 20m -run "$one_by_one" $(files lab | grep -E "$judges" | folders)
+	both 'verbose -tags lab -p 3 -parallel 4 -count=1 -timeout 20m -run "$(files lab | tests "$all")" -skip "$one_by_one" $(files lab | folders)' \
+		'verbose -tags lab -p 2 -count=1 -timeout 20m -run "$one_by_one" $(files lab | grep -E "$judges" | folders)'
 }
 crash() { CAIRN_CRASH_ALL=1 verbose -tags lab -count=1 -timeout 20m -run '^TestEveryCommitIsACrashPoint$' ./test/e2e; }
 
