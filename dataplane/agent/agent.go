@@ -31,6 +31,7 @@ import (
 	"cairn/dataplane/host"
 	"cairn/dataplane/instance"
 	"cairn/dataplane/maps"
+	"cairn/dataplane/metadata"
 	"cairn/dataplane/nlb"
 	dsync "cairn/dataplane/sync"
 	"cairn/dataplane/table"
@@ -77,7 +78,8 @@ type Agent struct {
 	client   *dsync.Client
 	cache    *dsync.Cache
 	checks   *check.Checks
-	answers  *dhcp.Server // nil when it could not be opened
+	answers  *dhcp.Server     // nil when it could not be opened
+	metadata *metadata.Server // the same
 	worker   *instance.Worker
 	started  time.Time
 	restarts uint64
@@ -212,6 +214,7 @@ func (a *Agent) openParts() error {
 	if a.cfg.Door == "" {
 		return nil
 	}
+	a.openMetadata()
 	door, err := check.OpenDoor(a.cfg.Door)
 	if err != nil {
 		return err
@@ -229,6 +232,9 @@ func (a *Agent) close() {
 	}
 	if a.answers != nil {
 		_ = a.answers.Close() // nothing is kept in it
+	}
+	if a.metadata != nil {
+		_ = a.metadata.Close() // the same
 	}
 	if a.table != nil {
 		a.table.Close()
@@ -251,6 +257,9 @@ func (a *Agent) run(ctx context.Context) error {
 	}
 	if a.answers != nil {
 		group.Go(func() error { a.answers.Run(ctx); return nil })
+	}
+	if a.metadata != nil {
+		group.Go(func() error { a.serveMetadata(ctx); return nil })
 	}
 	group.Go(func() error {
 		a.cache.Run(ctx, cachePause, func(err error) { a.log.Error("desired state not kept on disk", "error", err) })

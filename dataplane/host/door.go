@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -117,9 +118,11 @@ func setUpFar(far *netlink.Handle, near netlink.Link) (netlink.Link, error) {
 	if err != nil {
 		return nil, err
 	}
-	own := &netlink.Addr{IPNet: &net.IPNet{IP: ProbeAddr.AsSlice(), Mask: net.CIDRMask(32, 32)}}
-	if err := far.AddrReplace(l, own); err != nil {
-		return nil, fmt.Errorf("give it %s: %w", ProbeAddr, err)
+	for _, a := range []netip.Addr{ProbeAddr, MetadataAddr} {
+		own := &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(32, 32)}}
+		if err := far.AddrReplace(l, own); err != nil {
+			return nil, fmt.Errorf("give it %s: %w", a, err)
+		}
 	}
 	if err := far.LinkSetUp(l); err != nil {
 		return nil, err

@@ -42,6 +42,11 @@ type Config struct {
 var (
 	// ProbeAddr is the source of health checks: the door's own address.
 	ProbeAddr = netip.MustParseAddr("169.254.169.253")
+	// MetadataAddr is where instances ask who they are: the door's other address.
+	MetadataAddr = netip.MustParseAddr("169.254.169.254")
+	// Identities are what instances' addresses are translated to on their way to
+	// MetadataAddr: the first of them plus the number of the port.
+	Identities = netip.MustParsePrefix("198.18.0.0/15")
 	// SelfTestAddr is the source of the self-test's packets. It counts only in
 	// a test run: no packet from the wire can use it.
 	SelfTestAddr = netip.MustParseAddr("169.254.169.251")
