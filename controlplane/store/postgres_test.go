@@ -127,7 +127,8 @@ func startPostgres(t *testing.T) string {
 	if out, err := command(t.Context(), "initdb", "-D", data, "-U", "postgres", "-A", "trust", "--no-sync").CombinedOutput(); err != nil {
 		t.Fatalf("initdb: %v: %s", err, out)
 	}
-	server := command(context.Background(), "postgres", "-D", data, "-k", dir, "-h", "", "-F")
+	// Shared memory in the folder goes with it, also when the server is killed.
+	server := command(context.Background(), "postgres", "-D", data, "-k", dir, "-h", "", "-F", "-c", "dynamic_shared_memory_type=mmap")
 	if err := server.Start(); err != nil {
 		t.Fatal(err)
 	}
