@@ -209,14 +209,15 @@ func (s *Senses) addresses() error {
 // ownPrefixes are the networks of this host's own addresses: no port may reach
 // them.
 func ownPrefixes() ([]netip.Prefix, error) {
-	addrs, err := netlink.AddrList(nil, unix.AF_INET)
+	addrs, err := netlink.AddrList(nil, unix.AF_UNSPEC)
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
 	var own []netip.Prefix
 	for _, a := range addrs {
-		ip, ok := netip.AddrFromSlice(a.IP.To4())
-		if bits, _ := a.Mask.Size(); ok && !ip.IsLoopback() {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		ip = ip.Unmap()
+		if bits, _ := a.Mask.Size(); ok && !ip.IsLoopback() && !(ip.Is6() && ip.IsLinkLocalUnicast()) {
 			own = append(own, netip.PrefixFrom(ip, bits).Masked())
 		}
 	}

@@ -180,6 +180,9 @@ func TestCollect(t *testing.T) {
 			{Prefix: netip.PrefixFrom(foreign, 32), Service: true, Announcers: []uint32{1, 3}},
 			{Prefix: netip.PrefixFrom(instance, 32)},
 			{Prefix: netip.PrefixFrom(young, 32)},
+			{Prefix: netip.MustParsePrefix("192.0.2.7/32")},
+			{Prefix: netip.MustParsePrefix("192.0.2.8/32")}, // active elsewhere
+			{Prefix: netip.MustParsePrefix("2001:db8:0:7::/96")},
 		},
 		Services: []wire.Service{
 			{ID: 1, VIP: vip, Port: 80, Protocol: 6},
@@ -189,14 +192,20 @@ func TestCollect(t *testing.T) {
 		},
 		Slots: map[uint32]wire.Slots{1: {Table: table(0, 0, 11)}, 2: {Table: table(0, 0)}, 4: {Table: table(1)}},
 		Ports: []wire.Port{
-			{ID: 9, Addresses: []netip.Addr{instance}, Policy: 1},
+			{
+				ID: 9, Addresses: []netip.Addr{instance}, Policy: 1,
+				Allowed: []netip.Prefix{netip.MustParsePrefix("192.0.2.7/32"), netip.MustParsePrefix("192.0.2.8/32")},
+				Active:  []netip.Prefix{netip.MustParsePrefix("192.0.2.7/32"), netip.MustParsePrefix("2001:db8:0:7::/96")},
+			},
 			{ID: 10, Addresses: []netip.Addr{young}}, // no policy yet: it would drop everything
 		},
 	}
 	want := "7\n" +
+		"192.0.2.7/32 instance port 9 rank 0 [] []\n" +
 		"198.51.100.7/32 instance port 9 rank 0 [] []\n" +
 		"203.0.113.1/32 vip port 0 rank 1 [80/tcp] []\n" +
-		"203.0.113.2/32 vip port 0 rank 0 [] [5]\n"
+		"203.0.113.2/32 vip port 0 rank 0 [] [5]\n" +
+		"2001:db8:0:7::/96 instance port 9 rank 0 [] []\n"
 	var got strings.Builder
 	got.WriteString(fmt.Sprintln(Collect(d).Revision))
 	for _, w := range Collect(d).Wanted {

@@ -23,8 +23,9 @@ type Desired struct {
 
 // Collect makes the set from an agent's items. A service without a backend in
 // its slots is left out of the probes: that it drops is right, and no reason to
-// withdraw. An instance's address is wanted once its port has a policy; a VIP
-// whose announcers do not name this host is not wanted here.
+// withdraw. An address of an instance, an active elastic IP among them, is
+// wanted once its port has a policy; a VIP whose announcers do not name this
+// host is not wanted here.
 func Collect(d Desired) Set {
 	services := map[netip.Addr][]Service{}
 	for _, s := range d.Services {
@@ -32,10 +33,13 @@ func Collect(d Desired) Set {
 			services[s.VIP] = append(services[s.VIP], Service{Port: s.Port, Protocol: s.Protocol})
 		}
 	}
-	ports := map[netip.Addr]wire.Port{}
+	ports := map[netip.Prefix]wire.Port{}
 	for _, p := range d.Ports {
 		for _, a := range p.Addresses {
-			ports[a] = p
+			ports[netip.PrefixFrom(a, a.BitLen())] = p
+		}
+		for _, elastic := range p.Active {
+			ports[elastic.Masked()] = p
 		}
 	}
 	set := Set{Revision: d.Revision}
@@ -48,7 +52,7 @@ func Collect(d Desired) Set {
 			}
 			w.Rank, w.Services = rank, services[a.Prefix.Addr()]
 		} else {
-			port, ok := ports[a.Prefix.Addr()]
+			port, ok := ports[a.Prefix.Masked()]
 			if !ok || port.Policy == 0 {
 				continue
 			}

@@ -152,10 +152,26 @@ func (b *Builder) port(u *maps.Unit, p wire.Port) error {
 		}
 	}
 	if p.Network == 0 {
+		b.elastic(u, p)
 		u.Want = append(u.Want, maps.Make(maps.Fdb, bpf.FdbKey{Vni: bpf.LBVNI, Mac: p.MAC}, bpf.Station{Port: p.ID}))
 	}
 	u.Want = append(u.Want, maps.Entry{ID: key, Value: maps.Bytes(cfg)})
 	return nil
+}
+
+// elastic lets a port speak for its elastic IPs, and brings to it those that are
+// active here. Only single addresses have a map; a range has none.
+func (b *Builder) elastic(u *maps.Unit, p wire.Port) {
+	for _, e := range p.Allowed {
+		if e.IsSingleIP() {
+			u.Want = append(u.Want, maps.Make(maps.AddrOK, bpf.AddrKey{Port: p.ID, Ip: bpf.IP16(e.Addr())}, uint32(0)))
+		}
+	}
+	for _, e := range p.Active {
+		if e.IsSingleIP() {
+			u.Want = append(u.Want, maps.Make(maps.AddrPort, bpf.IP16(e.Addr()), p.ID))
+		}
+	}
 }
 
 // Overhead is what a frame of a private network gets in front between hosts,
