@@ -4,6 +4,7 @@ package cloud
 
 import (
 	"encoding/json"
+	"errors"
 	"net/netip"
 )
 
@@ -38,9 +39,9 @@ const (
 )
 
 // SecurityGroup is a set of rules and the instances they hold for. Rules and
-// sources are absent when empty.
+// sources are absent when empty, and a public group has no id.
 type SecurityGroup struct {
-	ID              ID                  `json:"id" table:"true"`
+	ID              ID                  `json:"id,omitempty" table:"true"`
 	Name            string              `json:"name" table:"true"`
 	Description     string              `json:"description,omitempty" table:"true"`
 	Visibility      string              `json:"visibility,omitempty" enum:"private,public"`
@@ -60,6 +61,9 @@ type SecurityGroupRule struct {
 	EndPort       uint16                 `json:"end-port,omitempty" minimum:"1" maximum:"65535" table:"true"`
 	ICMP          *ICMPMatch             `json:"icmp,omitempty"`
 	Description   string                 `json:"description,omitempty" maxLength:"255" table:"true"`
+
+	ProtocolNumber  uint8 `json:"protocol-number,omitempty" minimum:"1" maximum:"255"`
+	KeepEstablished bool  `json:"keep-established,omitempty"`
 }
 
 // SecurityGroupResource names the peers of a rule: a group of one's own by id, or
@@ -111,6 +115,9 @@ type AddRuleRequest struct {
 	EndPort       uint16                 `json:"end-port,omitempty" minimum:"1" maximum:"65535" doc:"last port"`
 	ICMP          *ICMPMatch             `json:"icmp,omitempty" doc:"ICMP messages"`
 	Description   string                 `json:"description,omitempty" maxLength:"255" doc:"description of the rule"`
+
+	ProtocolNumber  uint8 `json:"protocol-number,omitempty" minimum:"1" maximum:"255" doc:"with protocol all: only this IP protocol"`
+	KeepEstablished bool  `json:"keep-established,omitempty" doc:"flows that the rule has admitted outlive it"`
 }
 
 // Rule returns the rule that the request asks for.
@@ -119,6 +126,7 @@ func (r *AddRuleRequest) Rule(id ID) SecurityGroupRule {
 		ID: id, FlowDirection: r.FlowDirection, Protocol: r.Protocol, Network: r.Network,
 		SecurityGroup: r.SecurityGroup, StartPort: r.StartPort, EndPort: r.EndPort,
 		ICMP: r.ICMP, Description: r.Description,
+		ProtocolNumber: r.ProtocolNumber, KeepEstablished: r.KeepEstablished,
 	}
 }
 
@@ -136,10 +144,10 @@ func (r *AddRuleRequest) validPeers() []FieldError {
 		faults = append(faults, Fault("network", "expected network or security-group, not both"))
 	}
 	if r.Network != "" {
-		p, err := netip.ParsePrefix(r.Network)
+		p, err := parseNetwork(r.Network)
 		switch {
 		case err != nil:
-			faults = append(faults, Fault("network", "expected a network in CIDR notation"))
+			faults = append(faults, Fault("network", "%v", err))
 		case r.Protocol == ICMP && !p.Addr().Is4():
 			faults = append(faults, Fault("network", "expected an IPv4 network for icmp"))
 		case r.Protocol == ICMPv6 && p.Addr().Is4():
@@ -155,6 +163,19 @@ func (r *AddRuleRequest) validPeers() []FieldError {
 		}
 	}
 	return faults
+}
+
+// parseNetwork reads one that packets can come from: an IPv4 address written as an
+// IPv6 one is in no packet.
+func parseNetwork(s string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(s)
+	switch {
+	case err != nil:
+		return p, errors.New("expected a network in CIDR notation")
+	case p.Addr().Is4In6():
+		return p, errors.New("expected an IPv4 network in its own notation")
+	}
+	return p, nil
 }
 
 func (r *AddRuleRequest) validMatch() []FieldError {
@@ -181,7 +202,26 @@ func (r *AddRuleRequest) validMatch() []FieldError {
 	if r.ICMP != nil && r.Protocol != ICMP && r.Protocol != ICMPv6 {
 		faults = append(faults, Fault("icmp", "expected for icmp and icmpv6 only"))
 	}
+	if r.ICMP != nil && r.ICMP.Type == ICMPAny && r.ICMP.Code != ICMPAny {
+		faults = append(faults, Fault("icmp.code", "expected -1 for a rule of all types"))
+	}
+	if r.ProtocolNumber != 0 && r.Protocol != All {
+		faults = append(faults, Fault("protocol-number", "expected with protocol all only"))
+	}
 	return faults
+}
+
+// ExternalSourceRequest names a network that counts as a member of a group.
+type ExternalSourceRequest struct {
+	CIDR string `json:"cidr" doc:"a network, in CIDR notation"`
+}
+
+// Validate reads the network.
+func (r *ExternalSourceRequest) Validate() []FieldError {
+	if _, err := parseNetwork(r.CIDR); err != nil {
+		return []FieldError{Fault("cidr", "%v", err)}
+	}
+	return nil
 }
 
 // InstanceRequest is the body of operations that name one instance.

@@ -75,6 +75,8 @@ var Operations = []Operation{
 	do("delete-security-group", "DELETE", "/security-group/{id}", "delete a security group", "security-group"),
 	ask[cloud.AddRuleRequest]("add-rule-to-security-group", "POST", "/security-group/{id}/rules", "add a rule to a security group", "security-group"),
 	do("delete-rule-from-security-group", "DELETE", "/security-group/{id}/rules/{rule-id}", "remove a rule from a security group", "security-group"),
+	ask[cloud.ExternalSourceRequest]("add-external-source-to-security-group", "PUT", "/security-group/{id}:add-source", "have a network count as a member of a security group", "security-group"),
+	ask[cloud.ExternalSourceRequest]("remove-external-source-from-security-group", "PUT", "/security-group/{id}:remove-source", "have a network no longer count as a member of a security group", "security-group"),
 	ask[cloud.InstanceRequest]("attach-instance-to-security-group", "PUT", "/security-group/{id}:attach", "put an instance into a security group", "security-group"),
 	ask[cloud.InstanceRequest]("detach-instance-from-security-group", "PUT", "/security-group/{id}:detach", "take an instance out of a security group", "security-group"),
 

@@ -49,6 +49,8 @@ get-security-group                  GET    /security-group/{id}                 
 delete-security-group               DELETE /security-group/{id}                               security-group delete
 add-rule-to-security-group          POST   /security-group/{id}/rules                         security-group add-rule
 delete-rule-from-security-group     DELETE /security-group/{id}/rules/{rule-id}               security-group delete-rule
+add-external-source-to-security-group PUT   /security-group/{id}:add-source                    security-group add-external-source
+remove-external-source-from-security-group PUT /security-group/{id}:remove-source              security-group remove-external-source
 attach-instance-to-security-group   PUT    /security-group/{id}:attach                        security-group attach-instance
 detach-instance-from-security-group PUT    /security-group/{id}:detach                        security-group detach-instance
 list-private-networks               GET    /private-network                                   private-network list

@@ -141,9 +141,26 @@ func TestEveryOperationIsRouted(t *testing.T) {
 			"healthcheck":{"mode":"tcp"}}`,
 		"attach-instance-to-security-group":   `{"instance":{"id":"` + someID + `"}}`,
 		"detach-instance-from-security-group": `{"instance":{"id":"` + someID + `"}}`,
+
+		"add-external-source-to-security-group":      `{"cidr":"192.0.2.0/24"}`,
+		"remove-external-source-from-security-group": `{"cidr":"192.0.2.0/24"}`,
+
+		"scale-instance":                       `{"instance-type":{"id":"` + someID + `"}}`,
+		"attach-instance-to-private-network":   `{"instance":{"id":"` + someID + `"}}`,
+		"detach-instance-from-private-network": `{"instance":{"id":"` + someID + `"}}`,
+		"update-private-network-instance-ip":   `{"instance":{"id":"` + someID + `"}}`,
+		"attach-instance-to-elastic-ip":        `{"instance":{"id":"` + someID + `"}}`,
+		"detach-instance-from-elastic-ip":      `{"instance":{"id":"` + someID + `"}}`,
+		"update-reverse-dns-instance":          `{"domain-name":"a.example."}`,
+		"update-reverse-dns-elastic-ip":        `{"domain-name":"a.example."}`,
 	}
 	for _, o := range api.Operations {
-		args := map[string]string{"id": someID, "service-id": someID, "rule-id": someID, "name": "a.b", "field": "description"}
+		args := map[string]string{"id": someID, "service-id": someID, "rule-id": someID, "name": "a.b"}
+		for _, p := range o.Params {
+			if p.Name == "field" {
+				args["field"] = p.Enum[0]
+			}
+		}
 		body, ok := bodies[o.ID]
 		if !ok && o.Request != nil {
 			body = `{"name":"x"}`

@@ -3,7 +3,9 @@
 package compile
 
 import (
+	"iter"
 	"maps"
+	"slices"
 
 	"cairn/cloud"
 	"cairn/controlplane/replica"
@@ -42,6 +44,8 @@ func Affected(change store.Change, before, after replica.Snapshot) []Owner {
 		a.add(owner(OwnsVIP, change.ID))
 	case store.KindService:
 		a.service(change.ID)
+	case store.KindPublicGroup:
+		a.public(change.ID)
 	case store.KindPrivateNetwork:
 		a.network(change.ID)
 	case store.KindElasticIP:
@@ -82,15 +86,12 @@ func (a *affected) group(id cloud.ID) {
 			a.add(ownerOfClass(class.Number))
 		}
 	}
-	_, had := a.before.Group(id)
-	_, has := a.after.Group(id)
-	if had != has { // its number is, or was, that of peers
+	old, had := a.before.Group(id)
+	now, has := a.after.Group(id)
+	// Its number is that of peers, and its sources are peers.
+	if had != has || had && !slices.Equal(old.Body.ExternalSources, now.Body.ExternalSources) {
 		for _, snap := range a.both() {
-			for naming := range snap.GroupsNaming(id) {
-				for class := range snap.ClassesOf(naming.ID) {
-					a.add(ownerOfClass(class.Number))
-				}
-			}
+			a.policies(snap, snap.GroupsNaming(id))
 		}
 	}
 	named := map[cloud.ID]int{} // bit 1: before, bit 2: after
@@ -104,6 +105,28 @@ func (a *affected) group(id cloud.ID) {
 	for peer, when := range named {
 		if when != 3 {
 			a.known(peer)
+		}
+	}
+}
+
+// policies of the classes that some groups are in.
+func (a *affected) policies(snap replica.Snapshot, groups iter.Seq[*replica.Group]) {
+	for g := range groups {
+		for class := range snap.ClassesOf(g.ID) {
+			a.add(ownerOfClass(class.Number))
+		}
+	}
+}
+
+// public groups are peers by their name.
+func (a *affected) public(id cloud.ID) {
+	for _, snap := range a.both() {
+		p, ok := snap.PublicByID(id)
+		if !ok {
+			continue
+		}
+		for _, naming := range a.both() {
+			a.policies(naming, naming.GroupsNamingPublic(p.Body.Name))
 		}
 	}
 }

@@ -5,6 +5,7 @@ package compile
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -65,6 +66,36 @@ func TestWhatAChangeTouches(t *testing.T) {
 			"a rule that names a group is removed", start(),
 			replica.Rows{Groups: []*replica.Group{group(2)}},
 			"gone class/1 on [3] by op\ngone member/0/198.51.100.1 on [3] by op\ngone member/0/198.51.100.2 on [3] by op\nset policy/2 on [3]\n",
+		},
+		{
+			"an external source more of a named group: the policies that name it", start(),
+			replica.Rows{Groups: []*replica.Group{sourced(group(1, from("0.0.0.0/0", 80)), "192.0.2.0/24")}},
+			"set policy/2 on [3]\n",
+		},
+		{
+			"an external source of a group that nobody names", start(),
+			replica.Rows{Groups: []*replica.Group{sourced(group(2, fromGroup(1, 5432)), "192.0.2.0/24")}},
+			"",
+		},
+		{
+			"a public group comes to be", naming("office"),
+			replica.Rows{Publics: []*replica.PublicGroup{publicGroup("office", 9, "192.0.2.0/24")}},
+			"set policy/1 on [1 2]\n",
+		},
+		{
+			"a public group that nobody names", naming("office"),
+			replica.Rows{Publics: []*replica.PublicGroup{publicGroup("depot", 9, "192.0.2.0/24")}},
+			"",
+		},
+		{
+			"a second address of a member", start(),
+			replica.Rows{Instances: []*replica.Instance{
+				change(instance(1, 1, 1, 1), func(d *store.InstanceDoc) { d.Address6 = netip.MustParseAddr("2001:db8::7") }),
+			}},
+			`set member/0/2001:db8::7 on [3]
+set port/1 on [1]
+set announcement/2001:db8::7/128 on [1]
+`,
 		},
 		{
 			"a member more of a named group: one tiny item for who names it", start(),
@@ -232,20 +263,33 @@ func items(t *testing.T, w *world, o Owner) []wire.Item {
 func TestPolicy(t *testing.T) {
 	w := newWorld(t)
 	rows := start()
-	icmp := cloud.SecurityGroupRule{FlowDirection: cloud.Egress, Protocol: cloud.ICMP, Network: "10.0.0.0/8", ICMP: &cloud.ICMPMatch{Type: 8, Code: -1}}
-	public := from("", 80)
-	public.SecurityGroup = &cloud.SecurityGroupResource{Name: "public-nlb-healthcheck-sources", Visibility: "public"}
-	rows.Groups = []*replica.Group{
-		group(2, fromGroup(1, 5432), public),
-		group(1, from("0.0.0.0/0", 80), icmp, cloud.SecurityGroupRule{FlowDirection: cloud.Ingress, Protocol: cloud.All, Network: "192.0.2.0/24"}),
+	public := func(name string, d cloud.FlowDirection) cloud.SecurityGroupRule {
+		r := from("", 80)
+		r.FlowDirection, r.SecurityGroup = d, &cloud.SecurityGroupResource{Name: name, Visibility: "public"}
+		return r
 	}
+	icmp := cloud.SecurityGroupRule{FlowDirection: cloud.Egress, Protocol: cloud.ICMP, Network: "10.0.0.0/8", ICMP: &cloud.ICMPMatch{Type: 8, Code: -1}}
+	every := cloud.SecurityGroupRule{FlowDirection: cloud.Ingress, Protocol: cloud.All, Network: "192.0.2.0/24"}
+	sctp, tcp, kept := every, every, from("2001:db8::/32", 443)
+	sctp.ProtocolNumber, tcp.ProtocolNumber, kept.KeepEstablished = 132, 6, true
+	builtIn := "public-nlb-healthcheck-sources"
+	rows.Groups = []*replica.Group{
+		group(2, fromGroup(1, 5432), public(builtIn, cloud.Ingress), public(builtIn, cloud.Egress), public("office", cloud.Ingress), fromGroup(9, 1)),
+		sourced(group(1, from("0.0.0.0/0", 80), icmp, every, sctp, tcp, kept), "203.0.113.7/24", "2001:db8:1::/48"),
+	}
+	rows.Publics = []*replica.PublicGroup{publicGroup("office", 8, "198.51.100.0/24")}
 	rows.Instances = []*replica.Instance{instance(1, 1, 7, 2, 1)}
 	w.commit("", rows)
 	want := []string{
 		"{100 ingress 6 80 80 -1 -1 0.0.0.0/0 0 [] false g1/r1-0}",
 		"{101 egress 1 0 0 8 -1 10.0.0.0/8 0 [] false g1/r1-1}",
 		"{102 ingress 0 0 0 -1 -1 192.0.2.0/24 0 [] false g1/r1-2}",
-		"{200 ingress 6 5432 5432 -1 -1 invalid Prefix 1 [] false g2/r2-0}",
+		"{103 ingress 132 0 0 -1 -1 192.0.2.0/24 0 [] false g1/r1-3}",
+		"{104 ingress 6 0 65535 -1 -1 192.0.2.0/24 0 [] false g1/r1-4}",
+		"{105 ingress 6 443 443 -1 -1 2001:db8::/32 0 [] true g1/r1-5}",
+		"{200 ingress 6 5432 5432 -1 -1 invalid Prefix 1 [203.0.113.7/24 2001:db8:1::/48] false g2/r2-0}",
+		"{202 egress 6 80 80 -1 -1 invalid Prefix 4294967295 [] false g2/r2-2}",
+		"{203 ingress 6 80 80 -1 -1 invalid Prefix 8 [198.51.100.0/24] false g2/r2-3}",
 	}
 	made := items(t, w, ownerOfClass(7))
 	var got []string
@@ -368,7 +412,7 @@ func draw(t *rapid.T) replica.Rows {
 	var rows replica.Rows
 	n := func(label string, most int) uint32 { return uint32(rapid.IntRange(1, most).Draw(t, label)) }
 	for range rapid.IntRange(1, 3).Draw(t, "rows") {
-		switch rapid.IntRange(0, 8).Draw(t, "kind") {
+		switch rapid.IntRange(0, 9).Draw(t, "kind") {
 		case 7:
 			rows.Networks = append(rows.Networks, network(n("network", 3), rapid.Bool().Draw(t, "firewall"), rapid.Bool().Draw(t, "managed")))
 		case 8:
@@ -384,13 +428,16 @@ func draw(t *rapid.T) replica.Rows {
 			g := n("group", 4)
 			var rules []cloud.SecurityGroupRule
 			for range rapid.IntRange(0, 2).Draw(t, "rules") {
-				if rapid.Bool().Draw(t, "by group") {
+				switch rapid.IntRange(0, 2).Draw(t, "peer") {
+				case 0:
 					rules = append(rules, fromGroup(n("peer", 4), 80))
-				} else {
+				case 1:
+					rules = append(rules, fromPublic(drawName(t)))
+				case 2:
 					rules = append(rules, from("10.0.0.0/8", uint16(n("port", 9))))
 				}
 			}
-			rows.Groups = append(rows.Groups, group(g, rules...))
+			rows.Groups = append(rows.Groups, sourced(group(g, rules...), drawSources(t)...))
 		case 2, 3:
 			i := n("instance", 6)
 			made := instance(i, n("at", 4), 0)
@@ -412,11 +459,22 @@ func draw(t *rapid.T) replica.Rows {
 				{Kind: store.KindLoadBalancer, ID: "l1"}, {Kind: store.KindSecurityGroup, ID: groupID(n("gone", 4))},
 				{Kind: store.KindHypervisor, ID: cloud.ID(fmt.Sprintf("h%d", n("gone", 4)))},
 				{Kind: store.KindPrivateNetwork, ID: networkID(n("gone", 3))}, {Kind: store.KindElasticIP, ID: elasticID(n("gone", 2))},
+				{Kind: store.KindPublicGroup, ID: cloud.ID(drawName(t))},
 			}).Draw(t, "delete")
 			rows.Deleted = append(rows.Deleted, kind)
+		case 9:
+			rows.Publics = append(rows.Publics, publicGroup(drawName(t), 77, drawSources(t)...))
 		}
 	}
 	return rows
+}
+
+func drawName(t *rapid.T) string {
+	return rapid.SampledFrom([]string{"office", "depot"}).Draw(t, "public")
+}
+
+func drawSources(t *rapid.T) []string {
+	return rapid.SliceOfN(rapid.SampledFrom([]string{"192.0.2.0/24", "2001:db8::/32"}), 0, 2).Draw(t, "sources")
 }
 
 func groupsOf(set int) []uint32 {

@@ -4,6 +4,7 @@ package compile
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -109,8 +110,9 @@ func origin(g *replica.Group, rule cloud.SecurityGroupRule) string {
 	return string(name) + "/" + string(rule.ID)
 }
 
-// rule is false for one that admits nothing: its peer is a public group, whose
-// traffic comes through the host's own door and needs no rule.
+// rule is false for one that admits nothing and denies nothing: an ingress rule
+// without peers. One for egress stays: that it exists closes what is open
+// without it.
 func (c *Compiler) rule(g *replica.Group, rule cloud.SecurityGroupRule) (wire.Rule, bool, error) {
 	number, ok := g.Body.RuleNumbers[rule.ID]
 	if !ok {
@@ -120,7 +122,9 @@ func (c *Compiler) rule(g *replica.Group, rule cloud.SecurityGroupRule) (wire.Ru
 	if !ok {
 		return wire.Rule{}, false, fmt.Errorf("protocol %q is not known", rule.Protocol)
 	}
-	r := wire.Rule{ID: number, Protocol: protocol, ICMPType: -1, ICMPCode: -1, Origin: origin(g, rule)}
+	r := wire.Rule{
+		ID: number, Protocol: protocol, ICMPType: -1, ICMPCode: -1, Keep: rule.KeepEstablished, Origin: origin(g, rule),
+	}
 	if rule.FlowDirection == cloud.Egress {
 		r.Direction = wire.Egress
 	}
@@ -131,19 +135,41 @@ func (c *Compiler) rule(g *replica.Group, rule cloud.SecurityGroupRule) (wire.Ru
 		if rule.ICMP != nil {
 			r.ICMPType, r.ICMPCode = int16(rule.ICMP.Type), int16(rule.ICMP.Code)
 		}
+	case cloud.All:
+		if r.Protocol = rule.ProtocolNumber; r.Protocol == protocols[cloud.TCP] || r.Protocol == protocols[cloud.UDP] {
+			r.PortMax = math.MaxUint16
+		}
 	}
 	if rule.SecurityGroup == nil {
 		peer, err := netip.ParsePrefix(rule.Network)
 		r.Peer = peer
 		return r, err == nil, err
 	}
-	if rule.SecurityGroup.ID == "" {
-		return r, false, nil
+	var sources []string
+	r.PeerGroup, sources = c.peers(*rule.SecurityGroup)
+	for _, s := range sources {
+		source, err := netip.ParsePrefix(s)
+		if err != nil {
+			return r, false, fmt.Errorf("external source of its peer: %w", err)
+		}
+		r.Sources = append(r.Sources, source)
 	}
-	peer, ok := c.snap.Group(rule.SecurityGroup.ID)
-	if !ok {
-		return r, false, nil // it was deleted, and nobody is a member of it
+	return r, r.PeerGroup != nobody || r.Direction == wire.Egress, nil
+}
+
+// nobody is a number that no group has.
+const nobody = math.MaxUint32
+
+// peers of a rule that names a group: the group's number and its external
+// sources. Nobody is in a group that was deleted, nor in the built-in public
+// one: its traffic comes through the host's own door and needs no rule.
+func (c *Compiler) peers(named cloud.SecurityGroupResource) (number uint32, sources []string) {
+	if named.ID != "" {
+		if g, ok := c.snap.Group(named.ID); ok {
+			return g.Body.Number, g.Body.ExternalSources
+		}
+	} else if p, ok := c.snap.Public(named.Name); ok {
+		return p.Body.Number, p.Body.Sources
 	}
-	r.PeerGroup = peer.Body.Number
-	return r, true, nil
+	return nobody, nil
 }

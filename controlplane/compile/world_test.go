@@ -48,6 +48,9 @@ func (w *world) commit(operation cloud.ID, rows replica.Rows) Result {
 	for _, g := range rows.Groups {
 		note(store.KindSecurityGroup, g.ID, false)
 	}
+	for _, p := range rows.Publics {
+		note(store.KindPublicGroup, p.ID, false)
+	}
 	for _, i := range rows.Instances {
 		note(store.KindInstance, i.ID, false)
 	}
@@ -101,6 +104,29 @@ func fromGroup(n uint32, port uint16) cloud.SecurityGroupRule {
 	r := from("", port)
 	r.SecurityGroup = &cloud.SecurityGroupResource{ID: groupID(n)}
 	return r
+}
+
+// sourced gives a group external sources.
+func sourced(g *replica.Group, sources ...string) *replica.Group {
+	g.Body.ExternalSources = sources
+	return g
+}
+
+func publicGroup(name string, number uint32, sources ...string) *replica.PublicGroup {
+	return &replica.PublicGroup{ID: cloud.ID(name), Body: store.PublicGroupDoc{Name: name, Number: number, Sources: sources}}
+}
+
+func fromPublic(name string) cloud.SecurityGroupRule {
+	r := from("", 80)
+	r.SecurityGroup = &cloud.SecurityGroupResource{Name: name, Visibility: "public"}
+	return r
+}
+
+// naming is the zone of start, whose group 1 names a public group too.
+func naming(name string) replica.Rows {
+	rows := start()
+	rows.Groups[0] = group(1, from("0.0.0.0/0", 80), fromPublic(name))
+	return rows
 }
 
 func instance(n, host, class uint32, groups ...uint32) *replica.Instance {

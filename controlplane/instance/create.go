@@ -147,7 +147,10 @@ func (o *Order) lookUpGroups(tx *store.Tx) (faults []cloud.FieldError, err error
 		}
 		o.groups = []cloud.Ref{{ID: d.ID}}
 	}
-	return faults, nil
+	if len(faults) > 0 {
+		return faults, nil
+	}
+	return nil, securitygroup.Fits(tx, o.groups)
 }
 
 func (o *Order) lookUpApart(tx *store.Tx) (faults []cloud.FieldError, err error) {

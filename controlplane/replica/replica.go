@@ -23,12 +23,13 @@ import (
 
 // The rows. They are shared by all snapshots that have them: nobody changes one.
 type (
-	Host     = store.Doc[store.HypervisorDoc]
-	Group    = store.Doc[store.SecurityGroupDoc]
-	Instance = store.Doc[store.InstanceDoc]
-	Balancer = store.Doc[store.LoadBalancerDoc]
-	Network  = store.Doc[store.PrivateNetworkDoc]
-	Elastic  = store.Doc[store.ElasticIPDoc]
+	Host        = store.Doc[store.HypervisorDoc]
+	Group       = store.Doc[store.SecurityGroupDoc]
+	Instance    = store.Doc[store.InstanceDoc]
+	Balancer    = store.Doc[store.LoadBalancerDoc]
+	Network     = store.Doc[store.PrivateNetworkDoc]
+	Elastic     = store.Doc[store.ElasticIPDoc]
+	PublicGroup = store.Doc[store.PublicGroupDoc]
 )
 
 // Service is a service with its slot table, nil if it has none yet.
@@ -70,6 +71,17 @@ func Peers(g store.SecurityGroupDoc) []cloud.ID {
 	return peers
 }
 
+// publicPeers are the names of the public groups that a group's rules name.
+func publicPeers(g store.SecurityGroupDoc) []string {
+	var names []string
+	for _, rule := range g.Rules {
+		if rule.SecurityGroup != nil && rule.SecurityGroup.ID == "" {
+			names = append(names, rule.SecurityGroup.Name)
+		}
+	}
+	return names
+}
+
 // Replica holds the rows. One goroutine writes; any may take snapshots.
 type Replica struct {
 	db        *statedb.DB
@@ -80,6 +92,7 @@ type Replica struct {
 	services  statedb.RWTable[*Service]
 	networks  statedb.RWTable[*Network]
 	elastics  statedb.RWTable[*Elastic]
+	publics   statedb.RWTable[*PublicGroup]
 	classes   statedb.RWTable[*Class]
 	position  statedb.RWTable[position]
 	all       []statedb.TableMeta
@@ -123,6 +136,10 @@ var (
 
 	groupByID   = unique("id", func(g *Group) cloud.ID { return g.ID }, text)
 	groupByPeer = many("peer", func(g *Group) []cloud.ID { return Peers(g.Body) }, text)
+	groupByName = many("public", func(g *Group) []string { return publicPeers(g.Body) }, index.String)
+
+	publicByID   = unique("id", func(p *PublicGroup) cloud.ID { return p.ID }, text)
+	publicByName = many("name", func(p *PublicGroup) []string { return []string{p.Body.Name} }, index.String)
 
 	instanceByID    = unique("id", func(i *Instance) cloud.ID { return i.ID }, text)
 	instanceByClass = many("class", func(i *Instance) []uint32 {
@@ -176,7 +193,7 @@ func New() (*Replica, error) {
 	var e error
 	r.hosts, e = table(r, "hosts", hostByID, hostByNumber)
 	open(e)
-	r.groups, e = table(r, "groups", groupByID, groupByPeer)
+	r.groups, e = table(r, "groups", groupByID, groupByPeer, groupByName)
 	open(e)
 	r.instances, e = table(r, "instances", instanceByID, instanceByClass, instanceByNetwork)
 	open(e)
@@ -187,6 +204,8 @@ func New() (*Replica, error) {
 	r.networks, e = table(r, "networks", networkByID)
 	open(e)
 	r.elastics, e = table(r, "elastics", elasticByID)
+	open(e)
+	r.publics, e = table(r, "publics", publicByID, publicByName)
 	open(e)
 	r.classes, e = table(r, "classes", classByNumber, classByGroup)
 	open(e)
@@ -261,6 +280,21 @@ func (s Snapshot) Groups() iter.Seq[*Group] { return values(s.r.groups.All(s.txn
 // GroupsNaming are the groups whose rules name a group as peer.
 func (s Snapshot) GroupsNaming(peer cloud.ID) iter.Seq[*Group] {
 	return values(s.r.groups.List(s.txn, groupByPeer.Query(peer)))
+}
+
+// Public finds a public group by its name.
+func (s Snapshot) Public(name string) (*PublicGroup, bool) {
+	return get(s.r.publics, s.txn, publicByName.Query(name))
+}
+
+// PublicByID finds a public group.
+func (s Snapshot) PublicByID(id cloud.ID) (*PublicGroup, bool) {
+	return get(s.r.publics, s.txn, publicByID.Query(id))
+}
+
+// GroupsNamingPublic are the groups whose rules name a public group as peer.
+func (s Snapshot) GroupsNamingPublic(name string) iter.Seq[*Group] {
+	return values(s.r.groups.List(s.txn, groupByName.Query(name)))
 }
 
 // Class finds a class by its number; there is none without placed instances.

@@ -14,7 +14,7 @@ import (
 // kinds of resources that are held here.
 var kinds = []store.Kind{
 	store.KindHypervisor, store.KindSecurityGroup, store.KindInstance, store.KindLoadBalancer, store.KindService,
-	store.KindPrivateNetwork, store.KindElasticIP,
+	store.KindPrivateNetwork, store.KindElasticIP, store.KindPublicGroup,
 }
 
 // Rows are what a commit wrote and deleted.
@@ -28,6 +28,7 @@ type Rows struct {
 	Services  []*Service
 	Networks  []*Network
 	Elastics  []*Elastic
+	Publics   []*PublicGroup
 	Deleted   []store.Ref
 	Bad       []store.Ref // cannot be decoded: what is known of them stays as it was
 }
@@ -49,6 +50,8 @@ func (rows *Rows) add(tx *store.Tx, row store.Row, log *slog.Logger) error {
 		err = decode(&rows.Networks, row)
 	case store.KindElasticIP:
 		err = decode(&rows.Elastics, row)
+	case store.KindPublicGroup:
+		err = decode(&rows.Publics, row)
 	case store.KindService:
 		var s Service
 		if s.Doc, err = store.Decode[store.ServiceDoc](row); err != nil {
@@ -110,6 +113,9 @@ func (r *Replica) Commit(rows Rows) {
 	for _, e := range rows.Elastics {
 		_, _, _ = r.elastics.Insert(txn, e)
 	}
+	for _, p := range rows.Publics {
+		_, _, _ = r.publics.Insert(txn, p)
+	}
 	for _, ref := range rows.Deleted {
 		r.remove(txn, ref)
 	}
@@ -125,6 +131,7 @@ func (r *Replica) clear(txn statedb.WriteTxn) {
 	_ = r.services.DeleteAll(txn)
 	_ = r.networks.DeleteAll(txn)
 	_ = r.elastics.DeleteAll(txn)
+	_ = r.publics.DeleteAll(txn)
 	_ = r.classes.DeleteAll(txn)
 }
 
@@ -142,6 +149,8 @@ func (r *Replica) remove(txn statedb.WriteTxn, ref store.Ref) {
 		_, _, _ = r.networks.Delete(txn, &Network{ID: ref.ID})
 	case store.KindElasticIP:
 		_, _, _ = r.elastics.Delete(txn, &Elastic{ID: ref.ID})
+	case store.KindPublicGroup:
+		_, _, _ = r.publics.Delete(txn, &PublicGroup{ID: ref.ID})
 	case store.KindLoadBalancer:
 		_, _, _ = r.balancers.Delete(txn, &Balancer{ID: ref.ID})
 	case store.KindService:

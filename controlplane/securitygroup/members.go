@@ -8,7 +8,6 @@ import (
 	"slices"
 
 	"cairn/cloud"
-	"cairn/cloud/wire"
 	"cairn/controlplane/api"
 	"cairn/controlplane/operation"
 	"cairn/controlplane/store"
@@ -27,8 +26,16 @@ func Members(tx *store.Tx, id cloud.ID) ([]cloud.ID, error) {
 }
 
 // Enter gives the number of the class that a set of groups makes, and takes it
-// if it is the first instance in it.
+// if it is the first instance in it. Groups that have too many rules together
+// are refused.
 func Enter(tx *store.Tx, groups []cloud.Ref) (uint32, error) {
+	number, err := tx.Number(store.NumberClass, store.ClassOwner(groups))
+	if !errors.Is(err, store.ErrNotFound) {
+		return number, err
+	}
+	if err := Fits(tx, groups); err != nil {
+		return 0, err
+	}
 	return tx.Allocate(store.NumberClass, store.ClassOwner(groups))
 }
 
@@ -81,10 +88,13 @@ func (sg groups) regroup(ctx context.Context, c api.Call, change func([]cloud.Re
 		}
 		before := d.Body.SecurityGroups
 		after := change(before, group.ID)
-		plan := operation.Plan{Subject: group.Ref(), Tightens: len(after) < len(before), Unchanged: len(after) == len(before)}
+		plan := operation.Plan{
+			Subject: group.Ref(), Tightens: len(after) < len(before) || closed(group.Body), Unchanged: len(after) == len(before),
+		}
 		if plan.Unchanged {
 			return plan, nil
 		}
+		was := d.Body.Class
 		d.Body.SecurityGroups = after
 		if d.Body.Class, err = Enter(tx, after); err != nil {
 			return plan, err
@@ -92,12 +102,15 @@ func (sg groups) regroup(ctx context.Context, c api.Call, change func([]cloud.Re
 		if err := store.Put(tx, op, d); err != nil {
 			return plan, err
 		}
-		gone, err := Leave(tx, before)
-		if gone {
-			plan.Intents = []store.Intent{
-				{Class: wire.KindClass.String(), Count: 1}, {Class: wire.KindPolicy.String(), Count: 1},
-			}
+		if _, err := Leave(tx, before); err != nil {
+			return plan, err
 		}
+		lost := newShed(tx)
+		lost.regrouped(was)
+		if len(after) < len(before) {
+			err = lost.left(group, d)
+		}
+		plan.Intents = lost.intents()
 		return plan, err
 	})
 }

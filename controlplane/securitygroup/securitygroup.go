@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"reflect"
+	"slices"
 
 	"cairn/cloud"
 	"cairn/controlplane/api"
@@ -19,17 +20,6 @@ import (
 )
 
 const noun = string(store.KindSecurityGroup)
-
-// MaxRules is the most rules that a group takes for one direction: a port's
-// program judges that many with one word.
-const MaxRules = 64
-
-// Public are the groups that rules may name without having made them.
-var Public = []cloud.SecurityGroup{{
-	Name: "public-nlb-healthcheck-sources", Visibility: "public",
-	Description:     "where the health checks of load balancers come from",
-	ExternalSources: []string{"169.254.169.253/32"},
-}}
 
 type groups struct {
 	store *store.Store
@@ -48,6 +38,9 @@ func Handlers(s *store.Store, g *operation.Gate) api.Handlers {
 		"delete-rule-from-security-group":     sg.deleteRule,
 		"attach-instance-to-security-group":   sg.attach,
 		"detach-instance-from-security-group": sg.detach,
+
+		"add-external-source-to-security-group":      sg.addSource,
+		"remove-external-source-from-security-group": sg.removeSource,
 	}
 }
 
@@ -85,11 +78,12 @@ func newGroup(tx *store.Tx, org cloud.ID, name, description string) (store.Doc[s
 }
 
 func (sg groups) list(ctx context.Context, c api.Call) (any, error) {
-	if c.Query.Get("visibility") == "public" {
-		return cloud.SecurityGroupList{SecurityGroups: Public}, nil
-	}
 	answer := cloud.SecurityGroupList{SecurityGroups: []cloud.SecurityGroup{}}
-	err := sg.store.Read(ctx, func(tx *store.Tx) error {
+	err := sg.store.Read(ctx, func(tx *store.Tx) (err error) {
+		if c.Query.Get("visibility") == public {
+			answer.SecurityGroups, err = Public(tx)
+			return err
+		}
 		docs, err := store.List[store.SecurityGroupDoc](tx, c.Org)
 		for _, d := range docs {
 			answer.SecurityGroups = append(answer.SecurityGroups, d.Body.SecurityGroup)
@@ -167,6 +161,8 @@ func (sg groups) addRule(ctx context.Context, c api.Call) (any, error) {
 		if err := admit(tx, d, rule); err != nil {
 			return operation.Plan{}, err
 		}
+		// The first egress rule closes what was open.
+		tightens := rule.FlowDirection == cloud.Egress && !closed(d.Body)
 		number, err := tx.Allocate(store.NumberRule, string(rule.ID))
 		if err != nil {
 			return operation.Plan{}, err
@@ -176,24 +172,26 @@ func (sg groups) addRule(ctx context.Context, c api.Call) (any, error) {
 			d.Body.RuleNumbers = map[cloud.ID]uint32{}
 		}
 		d.Body.RuleNumbers[rule.ID] = number
-		return update(tx, op, d, false)
+		if err := fits(tx, d, false); err != nil {
+			return operation.Plan{}, err
+		}
+		return update(tx, op, d, tightens)
 	})
 }
 
-// admit judges a new rule against what is there.
+// closed tells whether egress is denied but for what the rules admit.
+func closed(g store.SecurityGroupDoc) bool {
+	return slices.ContainsFunc(g.Rules, func(r cloud.SecurityGroupRule) bool { return r.FlowDirection == cloud.Egress })
+}
+
+// admit judges a new rule against what is there. What clients do not know does
+// not tell two rules apart.
 func admit(tx *store.Tx, d store.Doc[store.SecurityGroupDoc], rule cloud.SecurityGroupRule) error {
-	same := 0
 	for _, r := range d.Body.Rules {
-		if r.FlowDirection == rule.FlowDirection {
-			same++
-		}
-		r.ID, r.Description = rule.ID, rule.Description
+		r.ID, r.Description, r.KeepEstablished = rule.ID, rule.Description, rule.KeepEstablished
 		if reflect.DeepEqual(r, rule) {
 			return cloud.Conflictf("the rule already exists in security-group %s", d.ID)
 		}
-	}
-	if same >= MaxRules {
-		return cloud.Conflictf("security-group %s has %d %s rules already, which is the most", d.ID, same, rule.FlowDirection)
 	}
 	peer := rule.SecurityGroup
 	switch {
@@ -203,12 +201,13 @@ func admit(tx *store.Tx, d store.Doc[store.SecurityGroupDoc], rule cloud.Securit
 			return cloud.Invalidf("security-group.id", "expected a security group of yours, there is no %s", peer.ID)
 		}
 	default:
-		for _, p := range Public {
-			if p.Name == peer.Name {
-				return nil
-			}
+		known, err := Public(tx)
+		if err != nil {
+			return err
 		}
-		return cloud.Invalidf("security-group.name", "expected a public security group, there is no %q", peer.Name)
+		if !slices.ContainsFunc(known, func(g cloud.SecurityGroup) bool { return g.Name == peer.Name }) {
+			return cloud.Invalidf("security-group.name", "expected a public security group, there is no %q", peer.Name)
+		}
 	}
 	return nil
 }
@@ -229,7 +228,14 @@ func (sg groups) deleteRule(ctx context.Context, c api.Call) (any, error) {
 			if err := tx.Free(store.NumberRule, string(id)); err != nil {
 				return operation.Plan{}, err
 			}
-			return update(tx, op, d, true)
+			plan, err := update(tx, op, d, true)
+			if err != nil || plan.Done || r.SecurityGroup == nil {
+				return plan, err
+			}
+			lost := newShed(tx)
+			err = lost.peer(r.SecurityGroup.ID)
+			plan.Intents = lost.intents()
+			return plan, err
 		}
 		return operation.Plan{}, cloud.Missing("rule", id)
 	})

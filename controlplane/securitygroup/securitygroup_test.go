@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -202,23 +204,180 @@ func TestRulesAndTheirOperations(t *testing.T) {
 	own.Network, own.SecurityGroup = "", &cloud.SecurityGroupResource{ID: g}
 	b.refused(cloud.Invalid, "expected a security group of yours", "add-rule-to-security-group", &byGroup, "id", string(g))
 	b.refused(cloud.Invalid, "nobody", "add-rule-to-security-group", &byName, "id", string(g))
-	byName.SecurityGroup = &cloud.SecurityGroupResource{Name: Public[0].Name, Visibility: "public"}
+	byName.SecurityGroup = &cloud.SecurityGroupResource{Name: BuiltIn.Name, Visibility: "public"}
 	b.addRule(g, byName)
 	b.addRule(g, own)
 }
 
+// fill gives a group that many rules at once.
+func (b *bench) fill(group cloud.ID, n int, rule func(i int) cloud.SecurityGroupRule) {
+	b.t.Helper()
+	_, err := b.store.Write(b.t.Context(), func(tx *store.Tx) error {
+		d, err := Find(tx, org, group)
+		d.Body.RuleNumbers = map[cloud.ID]uint32{}
+		for i := range n {
+			r := rule(i)
+			r.ID = cloud.NewID()
+			d.Body.Rules = append(d.Body.Rules, r)
+			d.Body.RuleNumbers[r.ID] = uint32(i + 1)
+		}
+		return errors.Join(err, store.Put(tx, "", d))
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func ports(i int) cloud.SecurityGroupRule {
+	r := web.Rule("")
+	r.StartPort, r.EndPort = uint16(i+1), uint16(i+1)
+	return r
+}
+
+// A port judges 1,024 rules a direction: those of all groups of an instance.
 func TestRuleLimit(t *testing.T) {
 	b := newBench(t)
-	g := b.create("web")
-	r := web
-	for i := range MaxRules {
-		r.StartPort, r.EndPort = uint16(i+1), uint16(i+1)
-		b.addRule(g, r)
+	g, half, more := b.create("web"), b.create("half"), b.create("more")
+	b.fill(g, MaxRules, ports)
+	b.fill(half, MaxRules/2, ports)
+	b.fill(more, MaxRules/2, ports)
+	last := web
+	last.StartPort, last.EndPort = 2000, 2000
+	b.refused(cloud.Conflict, `"web" would have 1025 ingress rules`, "add-rule-to-security-group", &last, "id", string(g))
+	out := last
+	out.FlowDirection = cloud.Egress
+	b.addRule(g, out)
+
+	one := b.instance(half, more) // 1,024 in all
+	b.refused(cloud.Conflict, `"half", "more"`, "add-rule-to-security-group", &last, "id", string(half))
+	b.addRule(half, out)
+	attach := &cloud.InstanceRequest{Instance: cloud.Ref{ID: one}}
+	b.refused(cloud.Conflict, `"half", "more", "web"`, "attach-instance-to-security-group", attach, "id", string(g))
+	b.do("detach-instance-from-security-group", attach, "id", string(more))
+	b.addRule(half, last)
+	b.refused(cloud.Conflict, `"half", "more"`, "attach-instance-to-security-group", attach, "id", string(more))
+	b.read(func(tx *store.Tx) error {
+		var told *cloud.Error
+		if err := Fits(tx, []cloud.Ref{{ID: half}, {ID: more}}); !errors.As(err, &told) || told.Kind != cloud.Conflict {
+			t.Errorf("both: %v", err)
+		}
+		return errors.Join(Fits(tx, []cloud.Ref{{ID: half}, {ID: half}}), Fits(tx, nil))
+	})
+}
+
+// The first egress rule takes away what was open, and so do groups that have one.
+func TestWhatTightens(t *testing.T) {
+	b := newBench(t)
+	g, closing := b.create("web"), b.create("closing")
+	out, more := web, web
+	out.FlowDirection, more.FlowDirection, more.StartPort, more.EndPort = cloud.Egress, cloud.Egress, 443, 443
+	b.addRule(closing, out)
+	one := b.instance(g)
+	b.instance(g)
+	tightens := func(op *cloud.Operation, want bool) {
+		t.Helper()
+		b.read(func(tx *store.Tx) error {
+			o, err := tx.Operation(org, op.ID)
+			if o.Tightens != want {
+				t.Errorf("%s tightens: %t", o.Command, o.Tightens)
+			}
+			return err
+		})
 	}
-	r.StartPort, r.EndPort = 1000, 1000
-	b.refused(cloud.Conflict, "64 ingress rules", "add-rule-to-security-group", &r, "id", string(g))
-	r.FlowDirection = cloud.Egress
-	b.addRule(g, r)
+	tightens(b.addRule(g, web), false)
+	tightens(b.do("attach-instance-to-security-group", &cloud.InstanceRequest{Instance: cloud.Ref{ID: one}}, "id", string(closing)), true)
+	tightens(b.addRule(g, out), true)
+	tightens(b.addRule(g, more), false)
+}
+
+func TestExternalSources(t *testing.T) {
+	b := newBench(t)
+	g, db := b.create("web"), b.create("db")
+	source := func(cidr string) *cloud.ExternalSourceRequest { return &cloud.ExternalSourceRequest{CIDR: cidr} }
+	const add, remove = "add-external-source-to-security-group", "remove-external-source-from-security-group"
+	b.instance(g)
+	if op := b.do(add, source("192.0.2.77/24"), "id", string(g)); op.State != cloud.OperationSuccess || op.Reference.ID != g {
+		t.Errorf("nobody names the group: %+v", op)
+	}
+	if op := b.do(add, source("192.0.2.0/24"), "id", string(g)); op.State != cloud.OperationSuccess {
+		t.Errorf("it is one already: %+v", op)
+	}
+	peer := web
+	peer.Network, peer.SecurityGroup = "", &cloud.SecurityGroupResource{ID: g}
+	b.addRule(db, peer)
+	b.instance(db)
+	if op := b.do(add, source("2001:db8::/32"), "id", string(g)); op.State != cloud.OperationPending {
+		t.Errorf("hosts have a rule that names the group: %+v", op)
+	}
+	if got := b.group(g).Body.ExternalSources; !slices.Equal(got, []string{"192.0.2.77/24", "2001:db8::/32"}) {
+		t.Errorf("sources %v", got)
+	}
+	op := b.do(remove, source("192.0.2.0/24"), "id", string(g))
+	b.read(func(tx *store.Tx) error {
+		o, err := tx.Operation(org, op.ID)
+		if !o.Tightens || o.State != cloud.OperationPending {
+			t.Errorf("removal of a source: %+v", o)
+		}
+		return err
+	})
+	if got := b.group(g).Body.ExternalSources; !slices.Equal(got, []string{"2001:db8::/32"}) {
+		t.Errorf("sources %v", got)
+	}
+	b.refused(cloud.NotFound, "192.0.2.0/24", remove, source("192.0.2.0/24"), "id", string(g))
+	b.refused(cloud.NotFound, "not found", add, source("192.0.2.0/24"), "id", string(cloud.NewID()))
+	_, err := b.store.Write(t.Context(), func(tx *store.Tx) error {
+		d, err := Find(tx, org, g)
+		for i := range MaxSources - 1 {
+			d.Body.ExternalSources = append(d.Body.ExternalSources, fmt.Sprintf("10.%d.%d.0/24", i/256, i%256))
+		}
+		return errors.Join(err, store.Put(tx, "", d))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.refused(cloud.Conflict, "which is the most", add, source("198.51.100.0/24"), "id", string(g))
+	for i := range 15 { // with the first, 16 times 1,024 sources
+		peer.StartPort, peer.EndPort = uint16(i+100), uint16(i+100)
+		b.addRule(db, peer)
+	}
+	peer.StartPort, peer.EndPort = 99, 99
+	b.refused(cloud.Conflict, "16384 is the most", "add-rule-to-security-group", &peer, "id", string(db))
+}
+
+func TestPublicGroups(t *testing.T) {
+	b := newBench(t)
+	g := b.create("web")
+	named := web
+	named.Network, named.SecurityGroup = "", &cloud.SecurityGroupResource{Name: "office", Visibility: "public"}
+	b.refused(cloud.Invalid, `no "office"`, "add-rule-to-security-group", &named, "id", string(g))
+	set := func(name string, sources ...string) error {
+		return SetPublic(t.Context(), b.store, name, "ours", sources)
+	}
+	for name, err := range map[string]error{
+		"built in": set(BuiltIn.Name, "192.0.2.0/24"), "no CIDR": set("office", "here"), "none": set("office"), "mapped": set("office", "::ffff:192.0.2.0/120"), "name": set("a b", "192.0.2.0/24"),
+	} {
+		if err == nil {
+			t.Errorf("%s is accepted", name)
+		}
+	}
+	if err := errors.Join(set("office", "192.0.2.0/24"), set("office", "192.0.2.0/24", "2001:db8::/32")); err != nil {
+		t.Fatal(err)
+	}
+	b.addRule(g, named)
+	answer, err := b.Handlers["list-security-groups"](t.Context(), api.Call{Org: org, Query: url.Values{"visibility": {"public"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := answer.(cloud.SecurityGroupList).SecurityGroups
+	if len(list) != 2 || list[0].Name != BuiltIn.Name || list[1].Name != "office" || list[1].ID != "" || len(list[1].ExternalSources) != 2 {
+		t.Errorf("public groups %+v", list)
+	}
+	if err := RemovePublic(t.Context(), b.store, "office"); err != nil {
+		t.Fatal(err)
+	}
+	if err := RemovePublic(t.Context(), b.store, "office"); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("removed again: %v", err)
+	}
 }
 
 func TestDelete(t *testing.T) {
@@ -284,13 +443,24 @@ func TestMembersAndClasses(t *testing.T) {
 		})
 		return got
 	}
-	// Another instance stays in the class of a alone, none in that of a and c.
-	if got := intents(op); got != "" {
+	// Its host may have no other of the class that it was in.
+	if got := intents(op); got != "class 1;policy 1;" {
 		t.Errorf("intents of the attach: %s", got)
 	}
+	// No rule of the group that it leaves names others; itself has two addresses.
 	op = b.do("detach-instance-from-security-group", body(one), "id", string(c))
-	if got := intents(op); got != "class 1;policy 1;" || b.class(one) != b.class(two) {
+	if got := intents(op); got != "class 2;member 2;policy 1;" || b.class(one) != b.class(two) {
 		t.Errorf("intents of the detach: %s, classes %d %d", got, b.class(one), b.class(two))
 	}
 	b.refused(cloud.NotFound, "instance", "attach-instance-to-security-group", body(cloud.NewID()), "id", string(c))
+
+	// A rule that names a group goes: hosts may need its two members no more.
+	peer := web
+	peer.Network, peer.SecurityGroup = "", &cloud.SecurityGroupResource{ID: a}
+	b.addRule(c, peer)
+	b.instance(c)
+	op = b.do("delete-rule-from-security-group", nil, "id", string(c), "rule-id", string(b.group(c).Body.Rules[0].ID))
+	if got := intents(op); got != "class 1;member 4;" {
+		t.Errorf("intents of the removal of a rule: %s", got)
+	}
 }

@@ -234,6 +234,14 @@ func (f *fake) groups() api.Handlers {
 				}
 				return nil
 			}),
+			"add-external-source-to-security-group": on(f, "security-group", func(c api.Call, g *cloud.SecurityGroup) error {
+				g.ExternalSources = append(g.ExternalSources, c.Body.(*cloud.ExternalSourceRequest).CIDR)
+				return nil
+			}),
+			"remove-external-source-from-security-group": on(f, "security-group", func(c api.Call, g *cloud.SecurityGroup) error {
+				g.ExternalSources = slices.DeleteFunc(g.ExternalSources, func(s string) bool { return s == c.Body.(*cloud.ExternalSourceRequest).CIDR })
+				return nil
+			}),
 			"attach-instance-to-security-group":   on(f, "security-group", member),
 			"detach-instance-from-security-group": on(f, "security-group", member),
 		})
