@@ -20,7 +20,7 @@ import (
 
 // settleTimeout is how long Up waits for sessions and agents; they need about
 // two seconds.
-const settleTimeout = 30 * time.Second
+const settleTimeout = 90 * time.Second
 
 func (l *Lab) program(name string) string { return filepath.Join(l.state.Bin, name) }
 func (l *Lab) controlState() string       { return filepath.Join(l.Folder(), "ctl") }
@@ -58,7 +58,8 @@ func (l *Lab) Endpoint(hv int) netip.Addr {
 // each hypervisor, and plans the daemons.
 func (l *Lab) initControl(ctx context.Context) error {
 	out, err := l.cairnd(ctx, "init", "--state", l.controlState(), "--zone", Zone,
-		"--instance-pool", InstancePrefix.String(), "--vip-pool", VIPPrefix.String())
+		"--instance-pool", InstancePrefix.String(), "--vip-pool", VIPPrefix.String(),
+		"--instance-pool6", InstancePrefix6.String(), "--elastic-pool", ElasticPrefix.String(), "--elastic6-pool", ElasticPrefix6.String())
 	if err != nil {
 		return err
 	}

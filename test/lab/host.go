@@ -121,7 +121,7 @@ func (h Host) netlink(do func(*netlink.Handle) error) error {
 func (l *Lab) RouterRoutes(to netip.Prefix) ([]netip.Addr, error) {
 	var hops []netip.Addr
 	err := l.Router().netlink(func(h *netlink.Handle) error {
-		routes, err := h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: ipNet(to)}, netlink.RT_FILTER_DST)
+		routes, err := h.RouteListFiltered(family(to), &netlink.Route{Dst: ipNet(to)}, netlink.RT_FILTER_DST)
 		if err != nil {
 			return err
 		}
@@ -139,11 +139,18 @@ func (l *Lab) RouterRoutes(to netip.Prefix) ([]netip.Addr, error) {
 	return hops, err
 }
 
+func family(p netip.Prefix) int {
+	if p.Addr().Is6() {
+		return netlink.FAMILY_V6
+	}
+	return netlink.FAMILY_V4
+}
+
 // RoutesWithin lists the router's kernel routes to prefixes inside the given one.
 func (l *Lab) RoutesWithin(pool netip.Prefix) ([]netip.Prefix, error) {
 	var within []netip.Prefix
 	err := l.Router().netlink(func(h *netlink.Handle) error {
-		routes, err := h.RouteList(nil, netlink.FAMILY_V4)
+		routes, err := h.RouteList(nil, family(pool))
 		if err != nil {
 			return err
 		}

@@ -299,7 +299,7 @@ func TestLinksAreAsPlanned(t *testing.T) {
 	if got := conn.LocalAddr().(*net.TCPAddr).AddrPort().Addr(); got != managementAddress(2) {
 		t.Errorf("management comes from %s", got)
 	}
-	for key, want := range map[string]string{"ipv4/ip_forward": "1", "ipv4/fib_multipath_hash_policy": "1", "ipv4/conf/hv1/rp_filter": "0", "ipv6/conf/hv1/disable_ipv6": "1"} {
+	for key, want := range map[string]string{"ipv4/ip_forward": "1", "ipv4/fib_multipath_hash_policy": "1", "ipv4/conf/hv1/rp_filter": "0", "ipv6/conf/hv1/disable_ipv6": "0", "ipv6/conf/all/forwarding": "1"} {
 		if err := l.Router().Do(func() error {
 			b, err := os.ReadFile("/proc/sys/net/" + key)
 			if got := strings.TrimSpace(string(b)); err == nil && got != want {

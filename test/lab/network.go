@@ -169,12 +169,34 @@ func (e end) configure(h *netlink.Handle, p programs) error {
 			return fmt.Errorf("add %s: %w", e.address, err)
 		}
 	}
+	if e.address6.IsValid() {
+		if err := e.speakIPv6(h, link); err != nil {
+			return fmt.Errorf("add %s: %w", e.address6, err)
+		}
+	}
 	return h.LinkSetUp(link)
+}
+
+// speakIPv6 leaves the end as it is on a kernel without IPv6.
+func (e end) speakIPv6(h *netlink.Handle, link netlink.Link) error {
+	err := os.WriteFile(filepath.Join("/proc/sys/net/ipv6/conf", e.name, "disable_ipv6"), []byte("0"), 0o644)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return h.AddrAdd(link, &netlink.Addr{IPNet: ipNet(e.address6), Flags: unix.IFA_F_NODAD})
+}
+
+func hasIPv6() bool {
+	_, err := os.Stat("/proc/sys/net/ipv6")
+	return err == nil
 }
 
 func (t topology) addRoutes(h *netlink.Handle, ns string) error {
 	for _, r := range t.routes {
-		if r.namespace != ns {
+		if r.namespace != ns || r.to.Addr().Is6() && !hasIPv6() {
 			continue
 		}
 		link, err := h.LinkByName(r.link)

@@ -45,6 +45,10 @@ protocol kernel {
 	merge paths yes limit %d;
 	ipv4 { import none; export where source = RTS_BGP; };
 }
+protocol kernel {
+	merge paths yes limit %d;
+	ipv6 { import none; export where source = RTS_BGP; };
+}
 protocol bfd {
 	interface "hv*" { interval %d ms; multiplier %d; };
 }
@@ -58,8 +62,9 @@ template bgp hypervisor {
 	error wait time 1, 3;
 	graceful restart off;
 	ipv4 { import all; export none; };
+	ipv6 { import all; export none; };
 }
-`, routerID, maxPaths, bfdInterval, bfdMultiplier, holdTime)
+`, routerID, maxPaths, maxPaths, bfdInterval, bfdMultiplier, holdTime)
 	for i := 1; i <= hypervisors; i++ {
 		own, peer := uplinkAddresses(i)
 		fmt.Fprintf(&b, "protocol bgp hv%d from hypervisor { local %s as %d; neighbor %s as %d; }\n", i, own, RouterAS, peer, HypervisorAS)
@@ -90,10 +95,16 @@ func frrConfigs(hypervisors int) map[string]string {
   maximum-paths %d
   neighbor hypervisors route-map nothing out
  exit-address-family
+ !
+ address-family ipv6 unicast
+  maximum-paths %d
+  neighbor hypervisors activate
+  neighbor hypervisors route-map nothing out
+ exit-address-family
 !
 route-map nothing deny 10
 !
-`, maxPaths)
+`, maxPaths, maxPaths)
 	return map[string]string{
 		// A group of kernel next hops that lost a member with its link is used
 		// again without it when the member is back (seen with FRR 8.4).

@@ -9,7 +9,7 @@ import (
 )
 
 // The addresses and numbers of every lab. The customers' prefixes are the
-// documentation prefixes of RFC 5737.
+// documentation prefixes of RFC 5737 and RFC 3849.
 const (
 	RouterAS     = 65000
 	HypervisorAS = 65001
@@ -31,6 +31,12 @@ var (
 	ClientPrefix     = netip.MustParsePrefix("192.0.2.0/24")
 	InstancePrefix   = netip.MustParsePrefix("198.51.100.0/24")
 	VIPPrefix        = netip.MustParsePrefix("203.0.113.0/24")
+	ElasticPrefix    = netip.MustParsePrefix("192.0.2.240/28") // behind the last client's
+
+	UnderlayPrefix6 = netip.MustParsePrefix("2001:db8:64::/64")
+	ClientPrefix6   = netip.MustParsePrefix("2001:db8:c::/48")
+	InstancePrefix6 = netip.MustParsePrefix("2001:db8:1::/64")
+	ElasticPrefix6  = netip.MustParsePrefix("2001:db8:e::/64") // of /96s
 
 	controlAddress = netip.MustParseAddr("10.65.0.1")
 	routerID       = netip.MustParseAddr("192.0.2.1")
@@ -60,6 +66,7 @@ type link struct {
 type end struct {
 	namespace, name string
 	address         netip.Prefix // none if invalid
+	address6        netip.Prefix // the same; without one the link speaks no IPv6
 	finishChecksums bool
 	passXDP         bool
 	forgetHash      bool
@@ -96,6 +103,15 @@ func uplinkAddresses(i int) (router, hypervisor netip.Addr) {
 	return router, router.Next()
 }
 
+// uplinkAddresses6 gives both addresses of a hypervisor's /127 (RFC 6164).
+func uplinkAddresses6(i int) (router, hypervisor netip.Addr) {
+	base := UnderlayPrefix6.Addr().As16()
+	n := 2 * (i - 1)
+	base[14], base[15] = byte(n>>8), byte(n)
+	router = netip.AddrFrom16(base)
+	return router, router.Next()
+}
+
 func managementAddress(i int) netip.Addr {
 	a := ManagementPrefix.Addr().As4()
 	a[3] = byte(10 + i)
@@ -107,6 +123,14 @@ func clientAddresses(i int) (router, client netip.Addr) {
 	a := ClientPrefix.Addr().As4()
 	a[3] = byte(16*(i-1) + 1)
 	router = netip.AddrFrom4(a)
+	return router, router.Next()
+}
+
+// clientAddresses6 gives the two ends of client i's /64.
+func clientAddresses6(i int) (router, client netip.Addr) {
+	a := ClientPrefix6.Addr().As16()
+	a[7], a[15] = byte(i), 1
+	router = netip.AddrFrom16(a)
 	return router, router.Next()
 }
 
@@ -126,6 +150,11 @@ func plan(lab string, hypervisors, clients int) topology {
 		for _, key := range []string{"ipv6/conf/all/disable_ipv6", "ipv6/conf/default/disable_ipv6"} {
 			t.sysctls = append(t.sysctls, sysctl{ns, key, "1"})
 		}
+		// A link that has an IPv6 address has that one alone, at once, and says
+		// little by itself: packets are counted.
+		for key, value := range map[string]string{"addr_gen_mode": "1", "accept_ra": "0", "accept_dad": "0", "dad_transmits": "0"} {
+			t.sysctls = append(t.sysctls, sysctl{ns, "ipv6/conf/default/" + key, value})
+		}
 		// A hypervisor that has withdrawn a VIP still answers for it, and a
 		// client's packet arrives at any of them: nobody checks reverse paths.
 		for _, key := range []string{"ipv4/conf/all/rp_filter", "ipv4/conf/default/rp_filter"} {
@@ -141,24 +170,32 @@ func plan(lab string, hypervisors, clients int) topology {
 }
 
 func (t *topology) routerSettings(rtr string) {
-	t.sysctls = append(t.sysctls, sysctl{rtr, "ipv4/fib_multipath_hash_policy", "1"})
+	t.sysctls = append(t.sysctls, sysctl{rtr, "ipv4/fib_multipath_hash_policy", "1"},
+		sysctl{rtr, "ipv6/fib_multipath_hash_policy", "1"}, sysctl{rtr, "ipv6/conf/all/forwarding", "1"})
 	t.rules = map[string]string{rtr: fmt.Sprintf(`table ip lab {
 	chain from-clients {
 		type filter hook prerouting priority filter; policy accept;
 		iifname "cli*" ip daddr { %s, %s } counter drop comment "clients never reach the underlay"
 	}
 }
-`, UnderlayPrefix, ManagementPrefix)}
+table ip6 lab {
+	chain from-clients {
+		type filter hook prerouting priority filter; policy accept;
+		iifname "cli*" ip6 daddr %s counter drop comment "clients never reach the underlay"
+	}
+}
+`, UnderlayPrefix, ManagementPrefix, UnderlayPrefix6)}
 }
 
 func (t *topology) addHypervisor(lab string, i int) {
 	ctl, rtr, hv := controlNamespace(lab), routerNamespace(lab), hypervisorNamespace(lab, i)
 	port := fmt.Sprintf("hv%d", i)
 	gateway, endpoint := uplinkAddresses(i)
+	gateway6, endpoint6 := uplinkAddresses6(i)
 	t.namespaces = append(t.namespaces, hv)
 	t.links = append(t.links, link{
-		a:   end{namespace: rtr, name: port, address: netip.PrefixFrom(gateway, 31), finishChecksums: true, passXDP: true},
-		b:   end{namespace: hv, name: uplinkName, address: netip.PrefixFrom(endpoint, 31), finishChecksums: true},
+		a:   end{namespace: rtr, name: port, address: netip.PrefixFrom(gateway, 31), address6: netip.PrefixFrom(gateway6, 127), finishChecksums: true, passXDP: true},
+		b:   end{namespace: hv, name: uplinkName, address: netip.PrefixFrom(endpoint, 31), address6: netip.PrefixFrom(endpoint6, 127), finishChecksums: true},
 		mtu: UplinkMTU,
 	}, link{
 		a:   end{namespace: ctl, name: port},
@@ -167,6 +204,7 @@ func (t *topology) addHypervisor(lab string, i int) {
 	})
 	t.routes = append(t.routes,
 		route{namespace: hv, link: uplinkName, to: netip.PrefixFrom(netip.IPv4Unspecified(), 0), via: gateway},
+		route{namespace: hv, link: uplinkName, to: netip.PrefixFrom(netip.IPv6Unspecified(), 0), via: gateway6},
 		route{namespace: hv, link: managementName, to: host(controlAddress)},
 		route{namespace: ctl, link: port, to: host(managementAddress(i))},
 	)
@@ -175,13 +213,16 @@ func (t *topology) addHypervisor(lab string, i int) {
 func (t *topology) addClient(lab string, i int) {
 	rtr, cli := routerNamespace(lab), clientNamespace(lab, i)
 	gateway, address := clientAddresses(i)
+	gateway6, address6 := clientAddresses6(i)
 	t.namespaces = append(t.namespaces, cli)
 	t.links = append(t.links, link{
-		a:   end{namespace: rtr, name: fmt.Sprintf("cli%d", i), address: netip.PrefixFrom(gateway, 28), finishChecksums: true, forgetHash: true},
-		b:   end{namespace: cli, name: clientName, address: netip.PrefixFrom(address, 28), finishChecksums: true, passXDP: true},
+		a:   end{namespace: rtr, name: fmt.Sprintf("cli%d", i), address: netip.PrefixFrom(gateway, 28), address6: netip.PrefixFrom(gateway6, 64), finishChecksums: true, forgetHash: true},
+		b:   end{namespace: cli, name: clientName, address: netip.PrefixFrom(address, 28), address6: netip.PrefixFrom(address6, 64), finishChecksums: true, passXDP: true},
 		mtu: 1500,
 	})
-	t.routes = append(t.routes, route{namespace: cli, link: clientName, to: netip.PrefixFrom(netip.IPv4Unspecified(), 0), via: gateway})
+	t.routes = append(t.routes,
+		route{namespace: cli, link: clientName, to: netip.PrefixFrom(netip.IPv4Unspecified(), 0), via: gateway},
+		route{namespace: cli, link: clientName, to: netip.PrefixFrom(netip.IPv6Unspecified(), 0), via: gateway6})
 }
 
 func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }

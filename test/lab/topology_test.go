@@ -11,6 +11,8 @@ import (
 	"pgregory.net/rapid"
 )
 
+var infrastructure = []netip.Prefix{UnderlayPrefix, ManagementPrefix, ClientPrefix, UnderlayPrefix6, ClientPrefix6}
+
 // Whatever its size, a lab has no address twice, no link name twice in a
 // namespace, nothing outside its prefixes, and each route by a link that the
 // namespace has.
@@ -35,21 +37,24 @@ func TestTopologyIsSound(t *testing.T) {
 				if !slices.Contains(top.namespaces, e.namespace) || !ownNamespace("x").MatchString(e.namespace) {
 					t.Fatalf("link %s: no such namespace", at)
 				}
-				if !e.address.IsValid() {
-					continue
-				}
-				a := e.address.Addr()
-				if other, ok := addresses[a]; ok {
-					t.Fatalf("%s at %s and at %s", a, at, other)
-				}
-				addresses[a] = at
-				if !UnderlayPrefix.Contains(a) && !ManagementPrefix.Contains(a) && !ClientPrefix.Contains(a) {
-					t.Fatalf("%s of %s is in no prefix of the lab", a, at)
+				for _, p := range []netip.Prefix{e.address, e.address6} {
+					if !p.IsValid() {
+						continue
+					}
+					a := p.Addr()
+					if other, ok := addresses[a]; ok {
+						t.Fatalf("%s at %s and at %s", a, at, other)
+					}
+					addresses[a] = at
+					if !slices.ContainsFunc(infrastructure, func(p netip.Prefix) bool { return p.Contains(a) }) || ElasticPrefix.Contains(a) {
+						t.Fatalf("%s of %s is in no prefix of the lab", a, at)
+					}
 				}
 			}
-			a, b := l.a.address, l.b.address
-			if a.IsValid() && b.IsValid() && a.Masked() != b.Masked() {
-				t.Fatalf("link with %s and %s", a, b)
+			for _, pair := range [][2]netip.Prefix{{l.a.address, l.b.address}, {l.a.address6, l.b.address6}} {
+				if a, b := pair[0], pair[1]; a.IsValid() && b.IsValid() && a.Masked() != b.Masked() {
+					t.Fatalf("link with %s and %s", a, b)
+				}
 			}
 		}
 		for _, r := range top.routes {
