@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"cairn/cloud/wire"
@@ -70,11 +71,11 @@ func TestJudge(t *testing.T) {
 }
 
 func TestNearest(t *testing.T) {
-	got := ""
+	var got strings.Builder
 	for _, near := range Nearest(policy, in(6, 81, "192.0.2.9", 9), 3) {
-		got += RuleName(near.Rule) + ": " + Describe(near.Rule) + "\n"
+		got.WriteString(RuleName(near.Rule) + ": " + Describe(near.Rule) + "\n")
 		for _, d := range near.Differs {
-			got += "  " + d.String() + "\n"
+			got.WriteString("  " + d.String() + "\n")
 		}
 	}
 	const want = `rule 1 (r-1 of security group web): ingress tcp port 80 from 192.0.2.0/24
@@ -84,8 +85,8 @@ rule 5 (r-5 of security group web): ingress all from 2001:db8::/32
 rule 3 (r-3 of security group web): ingress icmp type 8 any code from 192.0.2.0/24
   protocol: the rule has icmp, the packet tcp
 `
-	if got != want {
-		t.Errorf("got\n%swant\n%s", got, want)
+	if got.String() != want {
+		t.Errorf("got\n%swant\n%s", got.String(), want)
 	}
 	if near := Nearest(nil, in(6, 1, "192.0.2.1"), 3); near != nil {
 		t.Errorf("without a policy %v", near)

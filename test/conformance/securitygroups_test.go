@@ -29,7 +29,7 @@ func TestRulesComeBackAsSent(t *testing.T) {
 	}
 	type request = v3.AddRuleToSecurityGroupRequest
 	icmp := func(kind, code int64) *v3.AddRuleToSecurityGroupRequestICMP {
-		return &v3.AddRuleToSecurityGroupRequestICMP{Type: v3.Int64(kind), Code: v3.Int64(code)}
+		return &v3.AddRuleToSecurityGroupRequestICMP{Type: new(kind), Code: new(code)}
 	}
 	sent := []request{
 		{Protocol: "tcp", Network: "192.0.2.77/24", StartPort: 1, EndPort: 65535},
