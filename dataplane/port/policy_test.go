@@ -328,7 +328,7 @@ func TestWhoIsTightened(t *testing.T) {
 	byGroup := func(id, group uint32) wire.Policy {
 		return wire.Policy{ID: id, Rules: []wire.Rule{{ID: id, Protocol: 6, PortMax: 9, PeerGroup: group}}}
 	}
-	a := netip.MustParseAddr("198.51.100.9")
+	a, a6 := netip.MustParseAddr("198.51.100.9"), netip.MustParseAddr("2001:db8::9")
 	always := []wire.Item{
 		byGroup(1, 5), byGroup(2, 6), wire.Policy{ID: 3, Rules: []wire.Rule{{ID: 9, Protocol: 6, Peer: allIPv4}}},
 		wire.Port{ID: 1, MAC: [6]byte{1}, Policy: 1}, wire.Port{ID: 2, MAC: [6]byte{2}, Policy: 2}, wire.Port{ID: 3, MAC: [6]byte{3}, Policy: 3},
@@ -347,6 +347,9 @@ func TestWhoIsTightened(t *testing.T) {
 		{"a member joins a group", []wire.Item{both, six, wire.Member{Address: a, Class: 3}}, []wire.Item{both, six, wire.Member{Address: a, Class: 1}}, true, "map[]"},
 		{"a member goes with its class", []wire.Item{six, wire.Member{Address: a, Class: 3}}, nil, true, "map[2:true]"},
 		{"and nobody knows what the class was", []wire.Item{six, wire.Member{Address: a, Class: 3}}, nil, false, "map[1:true 2:true]"},
+		{"an IPv6 member is removed", []wire.Item{five, wire.Member{Address: a6, Class: 2}}, []wire.Item{five}, true, "map[1:true]"},
+		{"a member in a private network leaves a group", []wire.Item{both, five, wire.Member{Scope: 7, Address: a, Class: 1}}, []wire.Item{both, five, wire.Member{Scope: 7, Address: a, Class: 2}}, true, "map[2:true]"},
+		{"one of a member's addresses is removed", []wire.Item{five, wire.Member{Address: a, Class: 2}, wire.Member{Address: a6, Class: 2}}, []wire.Item{five, wire.Member{Address: a, Class: 2}}, true, "map[1:true]"},
 		{"nothing changes", []wire.Item{six, wire.Member{Address: a, Class: 3}}, []wire.Item{six, wire.Member{Address: a, Class: 3}}, true, "map[]"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -360,6 +363,53 @@ func TestWhoIsTightened(t *testing.T) {
 			}
 			if got := fmt.Sprint(Tightened(after.View(), im, known)); got != c.want {
 				t.Errorf("%s, want %s", got, c.want)
+			}
+		})
+	}
+}
+
+// Whatever a policy loses, its ports judge established flows again: the rules
+// are others, so their id is another, and with it the generation. What changes
+// nothing raises nothing.
+func TestOtherRulesRaiseTheGeneration(t *testing.T) {
+	rule := wire.Rule{
+		ID: 1, Protocol: 6, PortMin: 1, PortMax: 9, PeerGroup: 5, ICMPType: -1, ICMPCode: -1,
+		Sources: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32")},
+	}
+	second := wire.Rule{ID: 2, Protocol: 58, ICMPType: 128, ICMPCode: -1, Peer: netip.MustParsePrefix("2001:db8::/32")}
+	for _, c := range []struct {
+		what   string
+		change func(p *wire.Policy)
+		raised bool
+	}{
+		{"nothing", func(*wire.Policy) {}, false},
+		{"an external source", func(p *wire.Policy) { p.Rules[0].Sources = p.Rules[0].Sources[:1] }, true},
+		{"a rule", func(p *wire.Policy) { p.Rules = p.Rules[:1] }, true},
+		{"part of a network", func(p *wire.Policy) { p.Rules[1].Peer = netip.MustParsePrefix("2001:db8::/33") }, true},
+		{"ports", func(p *wire.Policy) { p.Rules[0].PortMax = 8 }, true},
+		{"a rule's way to keep its flows", func(p *wire.Policy) { p.Rules[0].Keep = true }, true},
+		{"what is open without egress rules", func(p *wire.Policy) {
+			p.Rules = append(p.Rules, wire.Rule{ID: 3, Direction: wire.Egress, Protocol: 6, PeerGroup: 9, ICMPType: -1, ICMPCode: -1})
+		}, true},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			port := wire.Port{ID: 1, MAC: [6]byte{2}, Policy: 3}
+			p := wire.Policy{ID: 3, Rules: []wire.Rule{rule, second}}
+			before := tableOf(t, p, port)
+			defer before.Close()
+			im := image(t, before.View(), maps.NewImage())
+			generation := func() uint32 {
+				value, _ := im.Get(maps.ID{Map: maps.PortCfg, Key: maps.Bytes(uint32(1))})
+				return maps.As[bpf.PortCfg](value).Generation
+			}
+			was := generation()
+			changed := wire.Policy{ID: 3, Rules: []wire.Rule{rule, second}}
+			c.change(&changed)
+			after := tableOf(t, changed, port)
+			defer after.Close()
+			image(t, after.View(), im)
+			if raised := generation() != was; raised != c.raised {
+				t.Errorf("generation %d, then %d", was, generation())
 			}
 		})
 	}
