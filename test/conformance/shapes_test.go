@@ -24,6 +24,8 @@ var beyond = []string{
 	"private-network.snooping",
 	"private-network.broadcast-rate",
 	".allowed-addresses",
+	".protocol-number",
+	".keep-established",
 }
 
 // method finds the client's method for an operation: get-ssh-key is GetSSHKey.
