@@ -102,7 +102,6 @@ func TestSilencedChecksRemoveNothing(t *testing.T) {
 // TestVIPOutlivesItsAgent: a dead agent is no dead dataplane. CAIRN_LONG=1 (make
 // long) looks for a whole minute.
 func TestVIPOutlivesItsAgent(t *testing.T) {
-	t.Parallel()
 	look := 15 * time.Second // three leases
 	if os.Getenv("CAIRN_LONG") != "" {
 		look = time.Minute
