@@ -3,7 +3,7 @@
 # Debian 12, Go and root: they install the packages they need themselves.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build check pure program lab crash long fuzz mutants race generate format sweep
+.PHONY: help demo test build check pure program lab crash long fuzz mutants bench-port race generate format sweep
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ fuzz: ## programs and model side by side on what is made up (FUZZ_TIME=10m, SEED
 
 mutants: ## faults in the C of the firewall, each of which the tests have to find (ten minutes)
 	@scripts/mutants.sh
+
+bench-port: ## time the programs of a VM port beside their floor and nftables (two minutes)
+	@CGO_ENABLED=0 go run ./test/bench/port
 
 race: ## the pure ring with the race detector throughout (half an hour)
 	CGO_ENABLED=1 go test -race -timeout 60m ./...
