@@ -29,7 +29,7 @@ program: ## BPF programs, packet in and packet out
 lab: ## stories in network namespaces
 	@scripts/test.sh lab
 
-crash: ## the control plane killed after every single commit of a story (four minutes)
+crash: ## the control plane killed after every single commit of a story (seven minutes)
 	@scripts/test.sh crash
 
 long: ## the stories that take longer than a test may
@@ -38,10 +38,10 @@ long: ## the stories that take longer than a test may
 fuzz: ## programs and model side by side on what is made up (FUZZ_TIME=10m, SEED=...)
 	FUZZ_TIME=$(or $(FUZZ_TIME),10m) CGO_ENABLED=0 go test -tags program -count=1 -timeout 0 -run '^TestProgramsAgreeWithTheModel$$' -v ./test/model/kernel
 
-mutants: ## faults in the C of the firewall, each of which the tests have to find (ten minutes)
+mutants: ## faults in the C of the firewall, each of which the tests have to find
 	@scripts/mutants.sh
 
-bench-port: ## time the programs of a VM port beside their floor and nftables (two minutes)
+bench-port: ## time the programs of a VM port beside their floor and nftables
 	@CGO_ENABLED=0 go run ./test/bench/port
 
 race: ## the pure ring with the race detector throughout (half an hour)
@@ -53,7 +53,7 @@ generate: ## regenerate the BPF objects and the protocol
 
 format: ## format Go and C
 	gofmt -w $$(git ls-files '*.go' | grep -v '\.pb\.go$$')
-	clang-format-19 -i $$(git ls-files 'bpf/*.c' 'bpf/*.h')
+	clang-format-19 -i $$(git ls-files '*.c' '*.h')
 
 sweep: ## remove what an interrupted test or demo left behind
 	@scripts/sweep.sh

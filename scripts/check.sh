@@ -23,7 +23,7 @@ unformatted_go() { gofmt -l $(git ls-files '*.go' | grep -v '\.pb\.go$'); }
 
 unformatted_c() {
 	local files
-	files=$(git ls-files 'bpf/*.c' 'bpf/*.h')
+	files=$(git ls-files '*.c' '*.h')
 	[ -z "$files" ] || clang-format-19 --dry-run -Werror $files
 }
 
@@ -56,8 +56,9 @@ step() {
 }
 
 steps=(staticcheck generated vet fix gofmt clang-format tidy)
-case $# in
-0) printf '%s\n' "${steps[@]}" | xargs -P 2 -n 1 "./scripts/check.sh" ;; # xargs, since Ctrl-C reaches its children
-1) step "$1" ;;
-*) printf '%s\n' "$@" | xargs -P 2 -n 1 "./scripts/check.sh" ;;
-esac
+if [ $# = 1 ]; then
+	step "$1"
+else # xargs, since Ctrl-C reaches its children
+	[ $# != 0 ] || set -- "${steps[@]}"
+	printf '%s\n' "$@" | xargs -P 2 -n 1 ./scripts/check.sh
+fi

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Puts one fault after the other into the C of the port programs and has the
 # tables of verdicts and the fuzzer look for it. Prints killed/total; a mutant
-# that survives makes it fail. Needs root; takes ten minutes.
+# that survives makes it fail. Needs root.
 # usage: mutants.sh [--smoke]   all of them, or the three that every test run looks at
 set -euo pipefail
 cd "$(dirname "$0")/.."

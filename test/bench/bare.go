@@ -11,9 +11,9 @@ import (
 // bareFlows is where the bare table hangs in its outer map.
 const bareFlows = uint32(1)
 
-// Bare is one lookup in a table of the type, key and population of a port's
-// flow table, found through an outer map as theirs is, and nothing beside it.
-func (d *Driver) Bare(s Shape, flows int) (Case, error) {
+// Bare is one lookup in a table like another of so many flows, found through an
+// outer map as theirs is, and nothing beside it.
+func (d *Driver) Bare(like *ebpf.Map, s Shape, flows int) (Case, error) {
 	spec, err := loadDrive()
 	if err != nil {
 		return Case{}, err
@@ -23,6 +23,9 @@ func (d *Driver) Bare(s Shape, flows int) (Case, error) {
 		return Case{}, err
 	}
 	defer inner.Close() // the outer map holds it
+	if inner.Type() != like.Type() || inner.KeySize() != like.KeySize() || inner.ValueSize() != like.ValueSize() || inner.MaxEntries() != like.MaxEntries() {
+		return Case{}, fmt.Errorf("the bare table is %v, the programs' %v", inner, like)
+	}
 	key, value := make([]byte, inner.KeySize()), make([]byte, inner.ValueSize())
 	port := uint32(s.Frame[s.PortAt])<<8 | uint32(s.Frame[s.PortAt+1])
 	for n := range uint32(flows) {

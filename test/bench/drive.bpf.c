@@ -19,7 +19,7 @@
  * are in wire order.
  */
 struct shape {
-	__u32 length; /* of head, a multiple of 8 */
+	__u32 length; /* of head */
 	__u32 address_at;
 	__u32 address;
 	__u32 addresses;
@@ -203,7 +203,7 @@ struct bare {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 65536);
 	__uint(key_size, 40);
-	__uint(value_size, 96);
+	__uint(value_size, 112); /* Bare refuses another one than the table's */
 };
 
 /* Written by the benchmark: port → its table, as the programs find theirs. */

@@ -3,7 +3,6 @@
 package bench
 
 import (
-	"errors"
 	"fmt"
 	"time"
 
@@ -54,31 +53,42 @@ func headerSum(s Shape) uint32 {
 // time for each.
 const Sprayed = 20_000
 
-// Rate times sprays until it has Runs of them and gives ns a packet. After each
-// it asks received how many packets have arrived since the last; fewer than
-// were sent spoil the run.
-func (d *Driver) Rate(device int, s Shape, before func() error, received func() (uint64, error)) (Figure, error) {
+// Rate times sprays until it has Runs of them and gives ns a packet. Received
+// tells how many packets have arrived since it was last asked. A run in which
+// some were lost has no rate: it is repeated, and spoilt counts it.
+func (d *Driver) Rate(device int, s Shape, before func() error, received func() (uint64, error)) (f Figure, spoilt int, err error) {
 	var ns []float64
-	for run := range Runs + 1 {
-		if err := before(); err != nil {
-			return Figure{}, err
-		}
-		if _, err := received(); err != nil {
-			return Figure{}, err
-		}
-		took, err := d.Spray(device, s, Sprayed)
-		if err != nil {
-			return Figure{}, err
-		}
-		got, err := settled(received)
-		if err != nil || got != Sprayed {
-			return Figure{}, errors.Join(fmt.Errorf("run %d: %d of %d packets arrived", run, got, Sprayed), err)
-		}
-		if run > 0 {
+	for warm := false; len(ns) < Runs; {
+		took, got, err := d.sprayOnce(device, s, before, received)
+		switch {
+		case err != nil:
+			return f, spoilt, err
+		case got != Sprayed:
+			if spoilt++; spoilt > Runs {
+				return f, spoilt, fmt.Errorf("%d of %d packets arrived, and it was so in %d runs", got, Sprayed, spoilt)
+			}
+		case !warm:
+			warm = true
+		default:
 			ns = append(ns, float64(took)/Sprayed)
 		}
 	}
-	return figureOf(ns), nil
+	return figureOf(ns), spoilt, nil
+}
+
+func (d *Driver) sprayOnce(device int, s Shape, before func() error, received func() (uint64, error)) (time.Duration, uint64, error) {
+	if err := before(); err != nil {
+		return 0, 0, err
+	}
+	if _, err := received(); err != nil { // what came before does not count
+		return 0, 0, err
+	}
+	took, err := d.Spray(device, s, Sprayed)
+	if err != nil {
+		return 0, 0, err
+	}
+	got, err := settled(received)
+	return took, got, err
 }
 
 // settled adds up what arrives until all of a spray is there or nothing has come
