@@ -224,10 +224,11 @@ func (h *Host) attachPort(ifindex int, port uint32) error {
 	if err := disableIPv6(dev.Attrs().Name); err != nil {
 		return err
 	}
-	if err := h.ensureFlows(port); err != nil {
-		return err
-	}
-	if err := h.attach(guardHook(port, ifindex)); err != nil {
+	// Both wait for the kernel's readers, and neither needs the other.
+	flows := make(chan error, 1)
+	go func() { flows <- h.ensureFlows(port) }()
+	guarded := h.attach(guardHook(port, ifindex))
+	if err := errors.Join(<-flows, guarded); err != nil {
 		return err
 	}
 	if err := h.forgetIfindex(port, uint32(ifindex)); err != nil {

@@ -9,6 +9,7 @@ import (
 	"cairn/bpf"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -66,26 +67,32 @@ func eachFlow(flows *ebpf.Map, visit func(bpf.CtKey, bpf.Ct)) error {
 	}
 }
 
-// ensureFlows gives the port its flow tables unless it has them.
+// ensureFlows gives the port its flow tables unless it has them. The kernel waits
+// for all readers whenever a table enters its outer map, some 13 ms: the two
+// wait at once.
 func (h *Host) ensureFlows(port uint32) error {
+	var put errgroup.Group
 	for _, t := range []struct {
 		name  string
 		outer *ebpf.Map
 		spec  *ebpf.MapSpec
 	}{{"ct_new", h.Maps.CtNew, h.ctNew}, {"ct_est", h.Maps.CtEst, h.ctEst}} {
-		var id ebpf.MapID
-		err := t.outer.Lookup(port, &id)
-		if err == nil {
-			continue
-		}
-		if !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("read %s: %w", t.name, err)
-		}
-		if err := putTable(t.outer, port, t.spec); err != nil {
-			return fmt.Errorf("write %s: %w", t.name, err)
-		}
+		put.Go(func() error {
+			var id ebpf.MapID
+			err := t.outer.Lookup(port, &id)
+			if err == nil {
+				return nil
+			}
+			if !errors.Is(err, ebpf.ErrKeyNotExist) {
+				return fmt.Errorf("read %s: %w", t.name, err)
+			}
+			if err := putTable(t.outer, port, t.spec); err != nil {
+				return fmt.Errorf("write %s: %w", t.name, err)
+			}
+			return nil
+		})
 	}
-	return nil
+	return put.Wait()
 }
 
 func putTable(outer *ebpf.Map, port uint32, spec *ebpf.MapSpec) error {
@@ -107,19 +114,9 @@ func (h *Host) forgetFlows(port uint32) error {
 	return errors.Join(errs...)
 }
 
-// Quota is how many confirmed flows a port has room for.
-func (h *Host) Quota(port uint32) (uint32, error) {
-	var flows *ebpf.Map
-	if err := h.Maps.CtEst.Lookup(port, &flows); err != nil {
-		return 0, fmt.Errorf("open the flow table of port %d: %w", port, err)
-	}
-	defer flows.Close()
-	return flows.MaxEntries(), nil
-}
-
-// SetQuota gives a port room for another number of confirmed flows. It keeps
-// those that it has, as far as they fit; what the programs write in the moment
-// of the change is copied after it. A port without tables gets them.
+// SetQuota gives an attached port room for another number of confirmed flows. It
+// keeps those that it has, as far as they fit; what is confirmed in the moment
+// of the change is copied after it.
 func (h *Host) SetQuota(port, quota uint32) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -130,12 +127,6 @@ func (h *Host) SetQuota(port, quota uint32) error {
 }
 
 func (h *Host) setQuota(port, quota uint32) error {
-	if quota == 0 {
-		return errors.New("a port without flows")
-	}
-	if err := h.ensureFlows(port); err != nil {
-		return err
-	}
 	var old *ebpf.Map
 	if err := h.Maps.CtEst.Lookup(port, &old); err != nil {
 		return fmt.Errorf("open its flow table: %w", err)
@@ -154,23 +145,17 @@ func (h *Host) setQuota(port, quota uint32) error {
 	if err := copyFlows(old, now); err != nil {
 		return err
 	}
-	// When this returns no program uses the old one any more.
 	if err := h.Maps.CtEst.Put(port, now); err != nil {
 		return fmt.Errorf("write ct_est: %w", err)
 	}
 	return copyFlows(old, now)
 }
 
-// copyFlows leaves alone what has gone on in the new table, and stops when
-// there is no room.
+// copyFlows leaves alone what is there, and stops when there is no room.
 func copyFlows(from, to *ebpf.Map) error {
 	var first error
 	err := eachFlow(from, func(key bpf.CtKey, f bpf.Ct) {
-		var there bpf.Ct
-		if to.Lookup(key, &there) == nil && there.Seen >= f.Seen {
-			return
-		}
-		if err := to.Put(key, &f); err != nil && first == nil {
+		if err := to.Update(key, &f, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) && first == nil {
 			first = err
 		}
 	})
