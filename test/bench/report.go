@@ -5,6 +5,11 @@ package bench
 import (
 	"fmt"
 	"io"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
 )
 
 // Report prints figures as they come and keeps the bars for the end.
@@ -14,11 +19,18 @@ type Report struct {
 }
 
 type bar struct {
-	what      string
-	got, most float64
+	what  string
+	got   float64
+	bound float64
+	least bool // bound is the least, not the most
 }
 
-func (b bar) met() bool { return b.got <= b.most }
+func (b bar) met() bool {
+	if b.least {
+		return b.got >= b.bound
+	}
+	return b.got <= b.bound
+}
 
 // Title begins a table.
 func (r *Report) Title(format string, args ...any) {
@@ -38,9 +50,47 @@ func (r *Report) Line(what string, f Figure, ratio float64) {
 // Note is a line of text.
 func (r *Report) Note(format string, args ...any) { fmt.Fprintf(r.Out, "  "+format+"\n", args...) }
 
-// Bar records a ratio that should be at most most.
+// Bar records a figure that should be at most most.
 func (r *Report) Bar(what string, got, most float64) {
-	r.bars = append(r.bars, bar{what, got, most})
+	r.bars = append(r.bars, bar{what, got, most, false})
+}
+
+// Least records a figure that should be at least least.
+func (r *Report) Least(what string, got, least float64) {
+	r.bars = append(r.bars, bar{what, got, least, true})
+}
+
+// Machine says what it is measured on, and what else that does now: figures of a
+// busy machine are to be had again.
+func (r *Report) Machine() {
+	release, _ := os.ReadFile("/proc/sys/kernel/osrelease")
+	load, _ := os.ReadFile("/proc/loadavg")
+	fmt.Fprintf(r.Out, "%s, kernel %s, %d cores, load average %s\n", time.Now().UTC().Format("2006-01-02 15:04 MST"),
+		strings.TrimSpace(string(release)), runtime.NumCPU(), strings.Join(strings.Fields(string(load))[:3], " "))
+}
+
+// Durations are times of single events.
+type Durations []time.Duration
+
+// Percentile of them, the smallest that so many in a hundred are not beyond; 0
+// without any.
+func (d Durations) Percentile(p int) time.Duration {
+	if len(d) == 0 {
+		return 0
+	}
+	sorted := slices.Sorted(slices.Values(d))
+	return sorted[max(0, (len(sorted)*p+99)/100-1)]
+}
+
+func (d Durations) String() string {
+	return fmt.Sprintf("p50 %s p99 %s max %s of %d", short(d.Percentile(50)), short(d.Percentile(99)), short(d.Percentile(100)), len(d))
+}
+
+func short(d time.Duration) time.Duration {
+	if d < time.Millisecond {
+		return d.Round(time.Microsecond)
+	}
+	return d.Round(100 * time.Microsecond)
 }
 
 // Close prints the bars, and reports whether all were met.
@@ -52,7 +102,11 @@ func (r *Report) Close() bool {
 		if !b.met() {
 			verdict, all = "MISSED", false
 		}
-		fmt.Fprintf(r.Out, "  %-62s %6.2f  at most %5.2f  %s\n", b.what, b.got, b.most, verdict)
+		bound := "at most "
+		if b.least {
+			bound = "at least"
+		}
+		fmt.Fprintf(r.Out, "  %-66s %9.2f  %s %8.2f  %s\n", b.what, b.got, bound, b.bound, verdict)
 	}
 	return all
 }

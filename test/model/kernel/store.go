@@ -11,14 +11,12 @@ import (
 	own "cairn/dataplane/maps"
 )
 
-// store writes what the agent's plan says into the maps of the test. What is no
-// map (devices, quotas) is not written.
+// store writes what the agent's plan says into the maps of the test. Attaching
+// does not happen.
 type store struct{ k *Kernel }
 
-func isMap(e own.Entry) bool { return e.Map != own.Attach && e.Map != own.Quota }
-
 func (s store) Put(e own.Entry, _ string) error {
-	if !isMap(e) {
+	if e.Map == own.Attach {
 		return nil
 	}
 	return s.k.maps[e.Map.String()].Put([]byte(e.Key), []byte(e.Value))
@@ -27,7 +25,7 @@ func (s store) Put(e own.Entry, _ string) error {
 func (s store) Delete(e own.Entry) error {
 	m := s.k.maps[e.Map.String()]
 	switch {
-	case !isMap(e):
+	case e.Map == own.Attach:
 		return nil
 	case m.Type() == ebpf.Array:
 		return m.Put([]byte(e.Key), make([]byte, m.ValueSize()))
@@ -40,7 +38,7 @@ func (s store) Delete(e own.Entry) error {
 }
 
 func (s store) Get(e own.Entry) (string, bool, error) {
-	if !isMap(e) {
+	if e.Map == own.Attach {
 		return e.Value, true, nil
 	}
 	m := s.k.maps[e.Map.String()]

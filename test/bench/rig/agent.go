@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rig
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	dsync "cairn/dataplane/sync"
+	"cairn/dataplane/table"
+)
+
+// Agent is the built cairn-agent as a process on a hypervisor. It finds what it
+// is to program in its cache; its control plane is away for good.
+type Agent struct {
+	hypervisor *Hypervisor
+	program    string
+	state      string
+	cmd        *exec.Cmd
+	log        bytes.Buffer
+}
+
+// Agent for a hypervisor, with its tables in the cache.
+func (h *Hypervisor) Agent(program, state string, tables table.View) (*Agent, error) {
+	a := &Agent{hypervisor: h, program: program, state: state}
+	if err := os.MkdirAll(state, 0o700); err != nil {
+		return nil, err
+	}
+	var failed error
+	cache := dsync.NewCache(state)
+	cache.Offer(tables)
+	ended, end := context.WithCancel(context.Background())
+	end()
+	cache.Run(ended, 0, func(err error) { failed = err })
+	return a, failed
+}
+
+// Start it.
+func (a *Agent) Start() error {
+	c := a.hypervisor.Config
+	cmd := exec.Command(a.program, "--name", Name(a.hypervisor.Number), "--state", a.state, "--pins", c.Pins,
+		"--uplink", c.Uplink, "--endpoint", c.Endpoint.String(), "--control", "127.0.0.1:9", "--socket", filepath.Join(a.state, "sock"))
+	cmd.Stdout, cmd.Stderr = &a.log, &a.log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := a.hypervisor.Space.Do(cmd.Start); err != nil {
+		return fmt.Errorf("start the agent: %w", err)
+	}
+	a.cmd = cmd
+	return nil
+}
+
+// PID of the process.
+func (a *Agent) PID() int { return a.cmd.Process.Pid }
+
+// Kill it with a signal that it cannot see.
+func (a *Agent) Kill() error {
+	if a.cmd == nil {
+		return nil
+	}
+	err := a.cmd.Process.Kill()
+	_ = a.cmd.Wait() // it was killed, which is no news
+	a.cmd = nil
+	return err
+}
+
+// Log is what it has said last.
+func (a *Agent) Log() string {
+	text := a.log.Bytes()
+	return string(text[max(0, len(text)-2000):])
+}
+
+// Programmed waits until the agent that runs has programmed its tables: it
+// leaves their mark beside the maps, and its ports are attached.
+func (a *Agent) Programmed(ports int, patience time.Duration) error {
+	deadline := time.Now().Add(patience)
+	for {
+		n, err := a.attached()
+		if err == nil && n == ports {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return errors.Join(fmt.Errorf("%d of %d ports are attached after %s; the agent says: %s", n, ports, patience, a.Log()), err)
+		}
+		<-time.After(200 * time.Millisecond) // counting is work, too
+	}
+}
+
+// attached counts the ports whose programs hang on their devices.
+func (a *Agent) attached() (n int, err error) {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(a.hypervisor.Config.Pins, "v1", "ifindex_port"), nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer m.Close()
+	var device, port uint32
+	it := m.Iterate()
+	for it.Next(&device, &port) {
+		_, err := os.Stat(filepath.Join(a.hypervisor.Config.Pins, "v1", "links", fmt.Sprintf("port-%d-in", port)))
+		if err == nil {
+			n++
+		}
+	}
+	return n, it.Err()
+}
