@@ -12,6 +12,7 @@ packages=(
 	protobuf-compiler                # the wire
 	gcc libc6-dev make               # the race detector, this Makefile
 	bird2 frr                        # the lab's routers
+	postgresql-15                    # the store's other database
 	iproute2 nftables ethtool        # the lab's links and filters
 	curl jq ca-certificates          # the demo
 )
