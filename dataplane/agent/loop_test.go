@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -46,6 +47,7 @@ func TestOneServiceFromNothing(t *testing.T) {
 		"put fdb 16777214/02:ca:00:00:00:01 = port 1 for port/1",
 		"put port_cfg 1 = device 7 mac 02:ca:00:00:00:01 policy 1/1 generation 1 mtu 1500 flags 1 for port/1",
 		"put addr_port 198.51.100.1 = 1 for port/1",
+		"put quota 1 = 8192 for port/1",
 		"put backends 1 = endpoint 0.0.0.0 nexthop 0 mac 02:ca:00:00:00:01 for backend/1",
 		"put backends 2 = endpoint 10.64.0.2 nexthop 1 mac 02:ca:00:00:00:02 for backend/2",
 		"put local service 1 port 1 = backend 1 198.51.100.1:8080 flags 1 for backend/1",
@@ -321,11 +323,42 @@ func TestADeviceComesAndGoes(t *testing.T) {
 	w.mustApply(small())
 	w.facts.Ports.Devices = map[uint32]uint32{1: 7}
 	expect(t, lines(w.round().Steps), "put attach 1 = 7 for port/1",
-		"put port_cfg 1 = device 7 mac 02:ca:00:00:00:01 policy 1/1 generation 1 mtu 1500 flags 1 for port/1")
+		"put port_cfg 1 = device 7 mac 02:ca:00:00:00:01 policy 1/1 generation 1 mtu 1500 flags 1 for port/1",
+		"put quota 1 = 8192 for port/1")
 	w.facts.Ports.Devices = map[uint32]uint32{}
 	expect(t, lines(w.round().Steps),
 		"put port_cfg 1 = device 0 mac 02:ca:00:00:00:01 policy 1/1 generation 1 mtu 1500 flags 1 for port/1",
+		"delete quota 1 for port/1",
 		"delete attach 1 for port/1")
+}
+
+// A quota is a step of its own: it leaves alone what the port may do, and a
+// table that cannot be made holds no rule back.
+func TestAQuotaChanges(t *testing.T) {
+	w := newWorld(t)
+	w.facts.Ports.Devices[1] = 7
+	w.mustApply(small())
+	p := aPort(1, 3)
+	p.Flows = 65536
+	w.store.Refuse = func(_ maps.Op, e maps.Entry) error {
+		if e.Map == maps.Quota {
+			return errors.New("no memory")
+		}
+		return nil
+	}
+	p.Flags, p.Established = wire.PortSMTP, 90*time.Second
+	out := w.apply([]wire.Item{p})
+	expect(t, lines(out.Steps), "put port_cfg 1 = device 7 mac 02:ca:00:00:00:01 policy 1/1 generation 2 mtu 1500 flags 3 established 90 s for port/1",
+		"put quota 1 = 65536 for port/1")
+	if len(out.Faults) != 1 {
+		t.Errorf("faults %v", out.Faults)
+	}
+	if value, _ := w.loop.Image().Get(maps.ID{Map: maps.PortCfg, Key: maps.Bytes(uint32(1))}); maps.As[bpf.PortCfg](value).Generation != 2 {
+		t.Error("a quota holds back what the port may do")
+	}
+	w.store.Refuse = nil
+	expect(t, lines(w.round().Steps), "put quota 1 = 65536 for port/1")
+	w.settled()
 }
 
 // Whatever changes, and whichever write fails: at no moment does a VIP lead to

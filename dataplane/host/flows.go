@@ -114,9 +114,19 @@ func (h *Host) forgetFlows(port uint32) error {
 	return errors.Join(errs...)
 }
 
-// SetQuota gives an attached port room for another number of confirmed flows. It
-// keeps those that it has, as far as they fit; what is confirmed in the moment
-// of the change is copied after it.
+// Quota is how many confirmed flows a port has room for.
+func (h *Host) Quota(port uint32) (uint32, error) {
+	var flows *ebpf.Map
+	if err := h.Maps.CtEst.Lookup(port, &flows); err != nil {
+		return 0, fmt.Errorf("open the flow table of port %d: %w", port, err)
+	}
+	defer flows.Close()
+	return flows.MaxEntries(), nil
+}
+
+// SetQuota gives a port room for another number of confirmed flows. It keeps
+// those that it has, as far as they fit; what the programs write in the moment
+// of the change is copied after it. A port without tables gets them.
 func (h *Host) SetQuota(port, quota uint32) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -127,6 +137,12 @@ func (h *Host) SetQuota(port, quota uint32) error {
 }
 
 func (h *Host) setQuota(port, quota uint32) error {
+	if quota == 0 {
+		return errors.New("a port without flows")
+	}
+	if err := h.ensureFlows(port); err != nil {
+		return err
+	}
 	var old *ebpf.Map
 	if err := h.Maps.CtEst.Lookup(port, &old); err != nil {
 		return fmt.Errorf("open its flow table: %w", err)
@@ -145,17 +161,23 @@ func (h *Host) setQuota(port, quota uint32) error {
 	if err := copyFlows(old, now); err != nil {
 		return err
 	}
+	// When this returns no program uses the old one any more.
 	if err := h.Maps.CtEst.Put(port, now); err != nil {
 		return fmt.Errorf("write ct_est: %w", err)
 	}
 	return copyFlows(old, now)
 }
 
-// copyFlows leaves alone what is there, and stops when there is no room.
+// copyFlows leaves alone what has gone on in the new table, and stops when
+// there is no room.
 func copyFlows(from, to *ebpf.Map) error {
 	var first error
 	err := eachFlow(from, func(key bpf.CtKey, f bpf.Ct) {
-		if err := to.Update(key, &f, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) && first == nil {
+		var there bpf.Ct
+		if to.Lookup(key, &there) == nil && there.Seen >= f.Seen {
+			return
+		}
+		if err := to.Put(key, &f); err != nil && first == nil {
 			first = err
 		}
 	})

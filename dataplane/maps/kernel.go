@@ -70,6 +70,8 @@ func (k *Kernel) Put(e Entry, _ string) error {
 	switch {
 	case e.Map == Attach:
 		return k.host.AttachPort(int(u32(e.Value)), u32(e.Key))
+	case e.Map == Quota:
+		return k.host.SetQuota(u32(e.Key), u32(e.Value))
 	case k.mapped[e.Map] != nil:
 		return k.mapped[e.Map].store(u32(e.Key), e.Value)
 	}
@@ -81,6 +83,8 @@ func (k *Kernel) Delete(e Entry) error {
 	switch {
 	case e.Map == Attach:
 		return k.host.DetachPort(u32(e.Key))
+	case e.Map == Quota:
+		return nil // the tables go with the port
 	case k.mapped[e.Map] != nil:
 		return k.mapped[e.Map].store(u32(e.Key), string(make([]byte, len(e.Value))))
 	case e.Map == PortCfg:
@@ -103,6 +107,9 @@ func (k *Kernel) Get(e Entry) (string, bool, error) {
 			return "", false, nil
 		}
 		return e.Value, err == nil, err
+	case e.Map == Quota:
+		quota, err := k.host.Quota(u32(e.Key))
+		return U32(quota), err == nil, err
 	case k.mapped[e.Map] != nil:
 		value, err := k.mapped[e.Map].load(u32(e.Key), len(e.Value))
 		return value, err == nil && !(array(e.Map) && zero(value)), err
@@ -124,6 +131,8 @@ func (k *Kernel) Load(m Map, found func(Entry)) error {
 			found(Make(Attach, port, uint32(ifindex)))
 		}
 		return err
+	case m == Quota:
+		return k.loadQuotas(found)
 	case m == Slots:
 		return k.loadSlots(found)
 	case k.mapped[m] != nil:
@@ -137,6 +146,23 @@ func (k *Kernel) Load(m Map, found func(Entry)) error {
 		found(Entry{ID{m, string(key)}, string(value)})
 	}
 	return it.Err()
+}
+
+// loadQuotas leaves out ports that have lost their tables: setting the quota
+// makes them anew.
+func (k *Kernel) loadQuotas(found func(Entry)) error {
+	ports, err := k.host.Attached()
+	for port := range ports {
+		quota, err := k.host.Quota(port)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		found(Make(Quota, port, quota))
+	}
+	return err
 }
 
 func (k *Kernel) loadSlots(found func(Entry)) error {

@@ -18,8 +18,10 @@ import (
 type Map uint8
 
 // The maps. Attach is none: its entries are ports and the devices that the
-// port's programs are attached to. A slots entry is a whole range: its key is
-// the first slot, its value all of them.
+// port's programs are attached to. Nor is Quota: its entries are attached ports
+// and the room in their flow tables; what a port may do comes before that. A
+// slots entry is a whole range: its key is the first slot, its value all of
+// them.
 const (
 	Prefixes Map = iota + 1
 	Vteps
@@ -37,6 +39,7 @@ const (
 	Neigh
 	PortCfg
 	AddrPort
+	Quota
 	Bum
 	Backends
 	Local
@@ -72,6 +75,7 @@ var traits = [mapEnd]trait{
 	Neigh:      {name: "neigh"},
 	PortCfg:    {name: "port_cfg"},
 	AddrPort:   {name: "addr_port"},
+	Quota:      {name: "quota"},
 	Bum:        {name: "bum"},
 	Backends:   {name: "backends", grace: true},
 	Local:      {name: "local"},

@@ -98,8 +98,12 @@ func printValue(e Entry) string {
 		return fmt.Sprintf("%d ports %d hosts rate %d flags %d", v.Ports, v.Hosts, v.Rate, v.Flags)
 	case PortCfg:
 		v := As[bpf.PortCfg](e.Value)
-		return fmt.Sprintf("device %d mac %s policy %d/%d generation %d mtu %d flags %d",
+		line := fmt.Sprintf("device %d mac %s policy %d/%d generation %d mtu %d flags %d",
 			v.Ifindex, net.HardwareAddr(v.Mac[:]), v.PolicyIn, v.PolicyOut, v.Generation, v.Mtu, v.Flags)
+		if v.Established != 0 {
+			line += fmt.Sprintf(" established %d s", v.Established)
+		}
+		return line
 	case Backends:
 		v := As[bpf.Backend](e.Value)
 		return fmt.Sprintf("endpoint %s nexthop %d mac %s", bpf.AddrBE32(v.Endpoint), v.Nexthop, net.HardwareAddr(v.Mac[:]))

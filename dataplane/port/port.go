@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"time"
 
 	"cairn/bpf"
 	"cairn/cloud/wire"
@@ -135,15 +136,16 @@ func (b *Builder) port(u *maps.Unit, p wire.Port) error {
 			return err
 		}
 	}
+	options(&cfg, p)
 	if had {
 		old := maps.As[bpf.PortCfg](value)
 		cfg.Generation = old.Generation
-		if old.PolicyIn != cfg.PolicyIn || old.PolicyOut != cfg.PolicyOut || b.raise[p.ID] {
+		if old.PolicyIn != cfg.PolicyIn || old.PolicyOut != cfg.PolicyOut || (old.Flags^cfg.Flags)&judged != 0 || b.raise[p.ID] {
 			cfg.Generation++
 		}
 	}
 	if device := b.facts.Devices[p.ID]; device != 0 {
-		u.Want = append(u.Want, maps.Make(maps.Attach, p.ID, device))
+		u.Want = append(u.Want, maps.Make(maps.Attach, p.ID, device), maps.Make(maps.Quota, p.ID, quota(p)))
 	}
 	for _, a := range p.Addresses {
 		u.Want = append(u.Want, maps.Make(maps.AddrOK, bpf.AddrKey{Port: p.ID, Ip: bpf.IP16(a)}, uint32(0)))
@@ -157,6 +159,38 @@ func (b *Builder) port(u *maps.Unit, p wire.Port) error {
 	}
 	u.Want = append(u.Want, maps.Entry{ID: key, Value: maps.Bytes(cfg)})
 	return nil
+}
+
+// judged are the flags by which flows are judged: those that are there are judged
+// again when one changes.
+const judged = bpf.PortFirewall | bpf.PortSMTPOpen
+
+// options of a port.
+func options(cfg *bpf.PortCfg, p wire.Port) {
+	if p.Flags&wire.PortFirewall != 0 && p.Network != 0 {
+		cfg.Flags |= bpf.PortFirewall
+	}
+	if p.Flags&wire.PortSMTP != 0 {
+		cfg.Flags |= bpf.PortSMTPOpen
+	}
+	if p.Established > 0 {
+		cfg.Established = uint32(min(max(p.Established, minEstablished), maxEstablished) / time.Second)
+	}
+}
+
+// How long an idle TCP flow may be remembered.
+const minEstablished, maxEstablished = time.Minute, 5 * 24 * time.Hour
+
+// maxQuota bounds what one port may take of the kernel's memory: its table is of
+// some 150 bytes a flow.
+const maxQuota = 1 << 18
+
+// quota of confirmed flows.
+func quota(p wire.Port) uint32 {
+	if p.Flows == 0 {
+		return bpf.CtQuota
+	}
+	return min(p.Flows, maxQuota)
 }
 
 // elastic lets a port speak for its elastic IPs, and brings to it those that are

@@ -29,6 +29,7 @@ var rows = []row{
 	{"lb/announce", []string{"cloud"}},
 	{"lb/bgp", []string{"cloud", "lb/announce"}},
 	{"cloud/place", []string{"cloud"}},
+	{"cloud/meter", []string{"cloud"}},
 	{"cloud/compute", []string{"cloud"}},
 	{"cloud/client", []string{"cloud", "cloud/api/"}},
 	{"cloud/cli", []string{"cloud", "cloud/api/", "cloud/client"}},
@@ -40,7 +41,7 @@ var rows = []row{
 	{"controlplane/fsm", nil},
 	{"controlplane/program", nil},
 	{"controlplane", []string{
-		"cloud", "cloud/api/", "cloud/firewall", "cloud/join", "cloud/place", "cloud/wire", "proto/", "lb/slots", "lb/health", "lb/announce", "controlplane/",
+		"cloud", "cloud/api/", "cloud/firewall", "cloud/join", "cloud/meter", "cloud/place", "cloud/wire", "proto/", "lb/slots", "lb/health", "lb/announce", "controlplane/",
 	}},
 	{"test/lab", []string{"cloud", "cloud/api/", "cloud/client", "test/lab/"}},
 	{"cmd", []string{

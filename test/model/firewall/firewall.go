@@ -61,9 +61,10 @@ type Port struct {
 	Addresses  []netip.Addr
 	MAC        frame.MAC
 	Groups     []GroupID
-	MTU        int  // of IP; 0: any
-	Strict     bool // TCP without a SYN opens no flow
-	Mail       bool // may go to TCP port 25
+	MTU        int           // of IP; 0: any
+	Strict     bool          // TCP without a SYN opens no flow
+	Mail       bool          // may go to TCP port 25
+	Idle       time.Duration // how long an established TCP flow may be silent; 0: an hour
 	Generation uint32
 	Flows      Flows
 	Pieces     Pieces
@@ -133,6 +134,15 @@ func (h *Host) Rules(p *Port) []Rule {
 func (h *Host) SetGroups(id PortID, groups ...GroupID) {
 	p := h.Ports[id]
 	h.changing(func() { p.Groups = groups })
+}
+
+// SetMail lets a port send mail, or no more.
+func (h *Host) SetMail(id PortID, may bool) {
+	p := h.Ports[id]
+	if p.Mail != may {
+		p.Mail = may
+		p.Generation++
+	}
 }
 
 // AddRule to a group.

@@ -42,9 +42,10 @@ type Flow struct {
 	Generation uint32
 	Rule       RuleID
 	Keep       bool
-	Loose      bool // TCP that was under way when it was first seen
-	Host       bool // opened by the host through its door
-	Confirmed  bool // its initiator has heard the answer
+	Idle       time.Duration // how long TCP may be silent; 0: an hour
+	Loose      bool          // TCP that was under way when it was first seen
+	Host       bool          // opened by the host through its door
+	Confirmed  bool          // its initiator has heard the answer
 	Service    ServiceID
 	WirePort   uint16 // the peer's own, which the instance may know as another
 }
@@ -69,6 +70,7 @@ type Flows struct {
 type alias struct {
 	port uint16
 	seen time.Duration
+	idle time.Duration
 }
 
 func (f *Flows) confirmed() (n int) {
@@ -108,6 +110,9 @@ func (f *Flow) tcpLifetime() time.Duration {
 		return 60 * time.Second
 	case Reset:
 		return 10 * time.Second
+	}
+	if f.Idle > 0 {
+		return f.Idle
 	}
 	return time.Hour
 }
@@ -209,7 +214,7 @@ func (h *Host) translated(p *Port, v visit, choose func() uint16) (*Flow, uint16
 }
 
 func (a *alias) left(proto uint8, now time.Duration) time.Duration {
-	f := Flow{State: Established, Seen: a.seen}
+	f := Flow{State: Established, Seen: a.seen, Idle: a.idle}
 	return f.Left(proto, now)
 }
 
@@ -230,14 +235,14 @@ func (h *Host) begin(p *Port, v visit, t Tuple) (*Flow, Tuple, Reason) {
 	}
 	f := &Flow{
 		First: v.direction, State: New, Match: v.Match, Generation: p.Generation, Rule: rule.ID, Keep: rule.Keep,
-		Host: v.host, Service: v.service, WirePort: v.wirePort,
+		Host: v.host, Service: v.service, WirePort: v.wirePort, Idle: p.Idle,
 	}
 	if p.Flows.All == nil {
 		p.Flows.All, p.Flows.aliases = map[Tuple]*Flow{}, map[wire]*alias{}
 	}
 	p.Flows.All[t] = f
 	if t != v.Tuple {
-		p.Flows.aliases[wire{v.Tuple, v.service}] = &alias{t.PeerPort, h.Now}
+		p.Flows.aliases[wire{v.Tuple, v.service}] = &alias{t.PeerPort, h.Now, p.Idle}
 	}
 	if v.Tuple.Proto == frame.TCP {
 		f.hearFirst(v)
@@ -278,7 +283,7 @@ func (h *Host) renew(p *Port, f *Flow, v visit) Reason {
 	if f.State == Established && v.direction == f.First && !f.Confirmed {
 		f.Confirmed = p.Flows.roomForOne()
 	}
-	f.Seen = h.Now
+	f.Seen, f.Idle = h.Now, p.Idle
 	f.Packets++
 	return None
 }

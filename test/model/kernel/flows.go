@@ -114,6 +114,7 @@ func (k *Kernel) flow(f *bpf.Ct, confirmed bool) *firewall.Flow {
 		Seen: time.Duration(f.Seen) + k.passed, Packets: f.Packets, Match: f.Match, Generation: f.Generation,
 		Rule: firewall.RuleID(f.Rule), Host: has(bpf.CtHost), Keep: has(bpf.CtKeep), Loose: has(bpf.CtLoose), Confirmed: confirmed,
 		Service: firewall.ServiceID(f.Service), WirePort: bpf.BE16(f.PeerPort),
+		Idle: time.Duration(f.Idle) * time.Second,
 	}
 	heard := func(flag uint8) bool { return f.Heard&flag != 0 }
 	for d, side := range f.Side {

@@ -166,7 +166,10 @@ func (k *Kernel) items(h *firewall.Host) []wire.Item {
 	policies := map[uint32]bool{}
 	for _, id := range scenario.Ports {
 		p := h.Ports[id]
-		item := wire.Port{ID: uint32(id), MAC: [6]byte(p.MAC), Addresses: p.Addresses, MTU: uint32(p.MTU)}
+		item := wire.Port{ID: uint32(id), MAC: [6]byte(p.MAC), Addresses: p.Addresses, MTU: uint32(p.MTU), Established: p.Idle}
+		if p.Mail {
+			item.Flags |= wire.PortSMTP
+		}
 		if len(p.Groups) > 0 {
 			var groups []uint32
 			for _, g := range p.Groups {

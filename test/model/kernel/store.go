@@ -11,12 +11,14 @@ import (
 	own "cairn/dataplane/maps"
 )
 
-// store writes what the agent's plan says into the maps of the test. Attaching
-// does not happen.
+// store writes what the agent's plan says into the maps of the test. What is no
+// map (devices, quotas) is not written.
 type store struct{ k *Kernel }
 
+func isMap(e own.Entry) bool { return e.Map != own.Attach && e.Map != own.Quota }
+
 func (s store) Put(e own.Entry, _ string) error {
-	if e.Map == own.Attach {
+	if !isMap(e) {
 		return nil
 	}
 	return s.k.maps[e.Map.String()].Put([]byte(e.Key), []byte(e.Value))
@@ -25,7 +27,7 @@ func (s store) Put(e own.Entry, _ string) error {
 func (s store) Delete(e own.Entry) error {
 	m := s.k.maps[e.Map.String()]
 	switch {
-	case e.Map == own.Attach:
+	case !isMap(e):
 		return nil
 	case m.Type() == ebpf.Array:
 		return m.Put([]byte(e.Key), make([]byte, m.ValueSize()))
@@ -38,7 +40,7 @@ func (s store) Delete(e own.Entry) error {
 }
 
 func (s store) Get(e own.Entry) (string, bool, error) {
-	if e.Map == own.Attach {
+	if !isMap(e) {
 		return e.Value, true, nil
 	}
 	m := s.k.maps[e.Map.String()]

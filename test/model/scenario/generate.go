@@ -54,7 +54,7 @@ func (g *Generator) Step(at int, h *firewall.Host) Step {
 	case n < 9:
 		return Step{Change: g.change(h)}
 	case n < 13:
-		return Step{Wait: pick(g, 2*time.Second, 6*time.Second, 11*time.Second, 31*time.Second, 61*time.Second,
+		return Step{Wait: pick(g, 2*time.Second, 6*time.Second, 11*time.Second, 31*time.Second, 61*time.Second, 121*time.Second,
 			181*time.Second, 601*time.Second, 3601*time.Second) + time.Duration(g.rnd.IntN(900))*time.Millisecond}
 	case n < 48:
 		return Step{Send: g.another(h)}
@@ -99,7 +99,7 @@ func (g *Generator) crowded() uint16 { return uint16(1000 + 997*g.rnd.IntN(60)) 
 func (g *Generator) group() firewall.GroupID { return firewall.GroupID(g.rnd.IntN(groupsInPlay) + 1) }
 
 func (g *Generator) change(h *firewall.Host) *Change {
-	switch n := g.rnd.IntN(20); {
+	switch n := g.rnd.IntN(21); {
 	case n < 6:
 		return g.addRule()
 	case n < 10:
@@ -121,6 +121,8 @@ func (g *Generator) change(h *firewall.Host) *Change {
 	case n < 18:
 		verb := pick(g, Source, Source, Forget)
 		return &Change{Verb: verb, Prefix: g.prefix(), Groups: []firewall.GroupID{g.group()}}
+	case n < 19:
+		return &Change{Verb: pick(g, Mail, NoMail), Port: pick(g, Ports...)}
 	}
 	groups := []firewall.GroupID{g.group(), g.group()}
 	slices.Sort(groups)

@@ -39,6 +39,8 @@ const (
 	Source Verb = "source"
 	Forget Verb = "no-source"
 	Strict Verb = "strict" // TCP without a SYN opens no flow at the port
+	Mail   Verb = "mail"   // the port may send some
+	NoMail Verb = "no-mail"
 )
 
 // Change of who may do what.

@@ -21,7 +21,7 @@ import (
 //	no-rule 17
 //	join 192.0.2.9 of 2                          and leave
 //	source 10.0.0.0/8 of 2                       and no-source
-//	strict 5
+//	strict 5                                     so mail and no-mail
 //	wait 31s
 //	uplink tcp 192.0.2.9:1 > 198.51.100.5:80 S => to_port 17
 //	uplink@7 ...                                 through service 7
@@ -193,7 +193,7 @@ func parseChange(words []string) (*Change, error) {
 	var err error
 	var n uint32
 	switch c.Verb {
-	case Groups, Strict:
+	case Groups, Strict, Mail, NoMail:
 		n, err = number(words[1])
 		c.Port = firewall.PortID(n)
 		if len(words) > 2 && err == nil {

@@ -4,6 +4,7 @@ package scenario
 
 import (
 	"net/netip"
+	"time"
 
 	"cairn/test/model/firewall"
 	"cairn/test/model/frame"
@@ -37,6 +38,9 @@ const (
 // MTU of a port.
 const MTU = 1500
 
+// Idle is how long an established TCP flow of port 6 may be silent.
+const Idle = 2 * time.Minute
+
 // PortMAC is the address of an instance's device.
 func PortMAC(id firewall.PortID) frame.MAC {
 	return frame.MAC{0x02, 0xca, 0, 0, 0, byte(id)}
@@ -68,6 +72,7 @@ func NewModel() *firewall.Host {
 	for _, id := range Ports {
 		h.Ports[id] = &firewall.Port{Addresses: Addresses(id), MAC: PortMAC(id), MTU: MTU, Generation: 1}
 	}
+	h.Ports[Ports[1]].Idle = Idle
 	return h
 }
 
@@ -90,6 +95,8 @@ func Apply(h *firewall.Host, c Change) {
 		h.SetSource(group, c.Prefix, c.Verb == Source)
 	case Strict:
 		h.Ports[c.Port].Strict = true
+	case Mail, NoMail:
+		h.SetMail(c.Port, c.Verb == Mail)
 	}
 }
 

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package port
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"cairn/bpf"
+	"cairn/cloud/wire"
+	"cairn/dataplane/maps"
+)
+
+// configured is a port's record, and whether its generation is another than
+// before it had any option.
+func configured(t *testing.T, item wire.Port) (cfg bpf.PortCfg, raised bool) {
+	t.Helper()
+	plain := wire.Port{ID: item.ID, MAC: item.MAC, Network: item.Network}
+	start, end := netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("10.0.0.9")
+	im := maps.NewImage()
+	var got [2]bpf.PortCfg
+	for i, p := range []wire.Port{plain, item} {
+		items := []wire.Item{p}
+		if p.Network != 0 {
+			items = append(items, wire.Network{VNI: p.Network, Lease: &wire.Lease{Server: end, Bits: 24, Start: start, End: end}})
+		}
+		desired := tableOf(t, items...)
+		image(t, desired.View(), im)
+		value, _ := im.Get(maps.ID{Map: maps.PortCfg, Key: maps.Bytes(item.ID)})
+		got[i] = maps.As[bpf.PortCfg](value)
+		desired.Close()
+	}
+	return got[1], got[1].Generation != got[0].Generation
+}
+
+// A port without a policy has neither direction open.
+func TestOptions(t *testing.T) {
+	for name, c := range map[string]struct {
+		port        wire.Port
+		flags       uint32
+		established uint32
+		raised      bool
+	}{
+		"none":                    {port: wire.Port{}},
+		"mail":                    {port: wire.Port{Flags: wire.PortSMTP}, flags: bpf.PortSMTPOpen, raised: true},
+		"a firewall":              {port: wire.Port{Network: 12, Flags: wire.PortFirewall}, flags: bpf.PortFirewall, raised: true},
+		"a public port has it":    {port: wire.Port{Flags: wire.PortFirewall}},
+		"flows are not the maps'": {port: wire.Port{Flags: wire.PortFlowLog}},
+		"both":                    {port: wire.Port{Network: 12, Flags: wire.PortSMTP | wire.PortFirewall}, flags: bpf.PortSMTPOpen | bpf.PortFirewall, raised: true},
+		"an idle time":            {port: wire.Port{Established: 90 * time.Second}, established: 90},
+		"no less than a minute":   {port: wire.Port{Established: time.Second}, established: 60},
+		"no more than five days":  {port: wire.Port{Established: 1000 * time.Hour}, established: 5 * 24 * 3600},
+		"five days":               {port: wire.Port{Established: 5 * 24 * time.Hour}, established: 5 * 24 * 3600},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c.port.ID, c.port.MAC = 1, [6]byte{2}
+			got, raised := configured(t, c.port)
+			if got.Flags != c.flags || got.Established != c.established || raised != c.raised {
+				t.Errorf("flags %d established %d, generation raised %t", got.Flags, got.Established, raised)
+			}
+		})
+	}
+}
+
+// The quota is wanted with the device, since the tables are the device's; another
+// one is a step of its own.
+func TestQuota(t *testing.T) {
+	for _, c := range []struct{ flows, want uint32 }{{0, bpf.CtQuota}, {1, 1}, {65536, 65536}, {1 << 30, maxQuota}} {
+		desired := tableOf(t, wire.Port{ID: 1, MAC: [6]byte{2}, Flows: c.flows})
+		defer desired.Close()
+		for _, there := range []bool{true, false} {
+			facts := Facts{}
+			if there {
+				facts.Devices = map[uint32]uint32{1: 100}
+			}
+			u, err := NewBuilder(desired.View(), facts, maps.NewImage(), nil).Unit("port/1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := map[string]string{}
+			for _, e := range u.Want {
+				if e.Map == maps.Quota {
+					got[e.Key] = e.Value
+				}
+			}
+			switch want, ok := got[maps.U32(1)]; {
+			case ok != there:
+				t.Errorf("%d flows: a quota is wanted: %t, the device is there: %t", c.flows, ok, there)
+			case there && want != maps.U32(c.want):
+				t.Errorf("%d flows: quota %v, want %d", c.flows, []byte(want), c.want)
+			}
+		}
+	}
+}
