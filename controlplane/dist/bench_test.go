@@ -43,7 +43,8 @@ type bench struct {
 	reports  []Report
 	refused  []string
 	notices  []string
-	deaf     int // calls of Report that fail
+	deaf     int      // calls of Report that fail
+	heard    []string // of traffic
 
 	server *Server
 	addr   string
@@ -86,7 +87,7 @@ func (b *bench) now() time.Time { return time.Now().Add(time.Duration(b.offset.L
 func (b *bench) serve() {
 	b.Helper()
 	server, err := New(Config{
-		Store: b.store, Desk: b.desk, Events: listener{b}, Settler: b, Log: slog.New(slog.DiscardHandler),
+		Store: b.store, Desk: b.desk, Events: listener{b}, Traffic: listener{b}, Settler: b, Log: slog.New(slog.DiscardHandler),
 		Ledger: b.ledger, Now: b.now, AuditGap: b.gap,
 	})
 	if err != nil {
@@ -229,6 +230,7 @@ type agent struct {
 	down      bool // its uplink
 	refuses   map[wire.Key]string
 	reports   []*agentv1.Report
+	traffic   []*agentv1.FromAgent // to be said
 	snapshots int
 	deltas    int
 	got, gone int // items and tombstones, in deltas
@@ -367,6 +369,13 @@ func (a *agent) live(ctx context.Context, stream agentv1.Agents_SyncClient) erro
 			}
 			a.gate.RLock()
 			send(a.status())
+			a.mu.Lock()
+			more := a.traffic
+			a.traffic = nil
+			a.mu.Unlock()
+			for _, m := range more {
+				send(m)
+			}
 			a.gate.RUnlock()
 		}
 	}()

@@ -82,6 +82,7 @@ type Config struct {
 	Store    *store.Store
 	Desk     *pki.Desk
 	Events   Events
+	Traffic  Traffic // nil: nobody wants to know
 	Settler  converge.Settler
 	Log      *slog.Logger
 	Ledger   string           // file that remembers what was told; "" for none
@@ -101,6 +102,13 @@ type Stats struct {
 	Nacks      atomic.Uint64
 	Mismatches atomic.Uint64 // found by digests
 	Refused    atomic.Uint64
+
+	Flows          atomic.Uint64 // entries of the flow log that were taken
+	FlowsForeign   atomic.Uint64 // of ports that are not on the host
+	FlowsIllegible atomic.Uint64
+	Usage          atomic.Uint64 // counters of ports that were taken
+	UsageForeign   atomic.Uint64
+	UsageIllegible atomic.Uint64
 }
 
 // Server delivers to the agents of a zone.
@@ -111,6 +119,7 @@ type Server struct {
 	replica  *replica.Replica
 	follower *replica.Follower
 	shelf    *shelf
+	leavings *leavings
 	start    time.Time
 	ready    chan struct{} // closed when the shelf is filled
 	refusals limiter
@@ -139,7 +148,7 @@ func New(config Config) (*Server, error) {
 		config: config, tracker: converge.New(config.Settler, config.Log),
 		replica:  r,
 		follower: &replica.Follower{Store: config.Store, Replica: r, Log: config.Log},
-		shelf:    newShelf(), start: config.Now(), ready: make(chan struct{}),
+		shelf:    newShelf(), leavings: &leavings{ports: map[wire.Key]left{}}, start: config.Now(), ready: make(chan struct{}),
 		refusals: limiter{every: 100 * time.Millisecond, burst: 20}, begin: limiter{every: 5 * time.Millisecond},
 		leases: map[string]*lease{}, kick: make(chan struct{}, 1),
 	}, nil

@@ -25,6 +25,10 @@ func (s *session) receiveAll() error {
 			s.nacked(m.Nack)
 		case *agentv1.FromAgent_Status:
 			s.status(m.Status)
+		case *agentv1.FromAgent_Flows:
+			s.flows(m.Flows)
+		case *agentv1.FromAgent_Usage:
+			s.usage(m.Usage)
 		}
 	}
 }

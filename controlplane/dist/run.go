@@ -113,6 +113,7 @@ func (s *Server) fill(zone store.Zone, told past, state *compile.State, result c
 		s.shelf.put(e)
 	}
 	s.shelf.mu.Unlock()
+	s.leavings.note(result, s.config.Now())
 	s.shelf.publish(result, intents)
 }
 
@@ -156,6 +157,7 @@ func (s *Server) follow(ctx context.Context, zone store.Zone, book *ledger, stat
 		if !s.durable(ctx, batch.After.Revision) {
 			return
 		}
+		s.leavings.note(result, s.config.Now()) // before they are gone
 		s.shelf.publish(result, intentsOf(result, batch))
 		if book.full() {
 			if err := s.renewLedger(zone, book, state); err != nil {

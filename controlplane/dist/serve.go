@@ -165,7 +165,7 @@ func (s *Server) Sync(stream agentv1.Agents_SyncServer) error {
 	if err := s.catchUp(ctx, hello); err != nil {
 		return err
 	}
-	return s.newSession(stream, name, number, cert).run(hello)
+	return s.newSession(stream, name, number, in.BootID, cert).run(hello)
 }
 
 func receiveHello(stream agentv1.Agents_SyncServer) (*agentv1.Hello, error) {

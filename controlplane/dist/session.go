@@ -30,6 +30,7 @@ type session struct {
 	stream agentv1.Agents_SyncServer
 	name   string
 	number uint32
+	boot   string // of the host
 	cert   *x509.Certificate
 	log    *slog.Logger
 	cancel context.CancelCauseFunc
@@ -52,10 +53,10 @@ type session struct {
 	audited  time.Time           // when a snapshot was last caused by a digest
 }
 
-func (s *Server) newSession(stream agentv1.Agents_SyncServer, name string, number uint32, cert *x509.Certificate) *session {
+func (s *Server) newSession(stream agentv1.Agents_SyncServer, name string, number uint32, boot string, cert *x509.Certificate) *session {
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	return &session{
-		server: s, stream: stream, name: name, number: number, cert: cert, ctx: ctx, cancel: cancel,
+		server: s, stream: stream, name: name, number: number, boot: boot, cert: cert, ctx: ctx, cancel: cancel,
 		log: s.config.Log.With("agent", name), wake: make(chan struct{}, 1), report: newReporter(),
 		dirty: map[wire.Key]cloud.ID{}, intended: map[cloud.ID]bool{}, refused: map[wire.Key]string{},
 	}
