@@ -18,6 +18,7 @@ const (
 // or a first packet that was denied. Addresses and ports are those that the
 // instance sees.
 type Flow struct {
+	Offset          uint64        `json:"offset,omitempty" table:"true" doc:"its place in the log"`
 	At              time.Time     `json:"at" table:"true"`
 	Event           string        `json:"event" enum:"opened,closed,denied" table:"true"`
 	Direction       FlowDirection `json:"direction" enum:"ingress,egress" table:"true" doc:"of the first packet"`
@@ -49,15 +50,9 @@ type FlowService struct {
 	Service ID `json:"service-id"`
 }
 
-// FlowRow is an entry with its place in the log.
-type FlowRow struct {
-	Offset uint64 `json:"offset"`
-	Flow
-}
-
-// FlowList answers list-instance-flows: entries in the order in which they came
+// FlowList answers get-instance-flows: entries in the order in which they came
 // in. Next is where to go on.
 type FlowList struct {
-	Flows []FlowRow `json:"flows"`
-	Next  uint64    `json:"next"`
+	Flows []Flow `json:"flows"`
+	Next  uint64 `json:"next" doc:"from where the next ones are"`
 }

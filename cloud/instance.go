@@ -70,6 +70,9 @@ type Instance struct {
 	SecurebootEnabled  bool               `json:"secureboot-enabled"`
 	TPMEnabled         bool               `json:"tpm-enabled"`
 	ConsistentSnapshot bool               `json:"application-consistent-snapshot-enabled"`
+
+	// Beyond the contract.
+	FlowLog bool `json:"flow-log,omitempty" doc:"its flows are logged"`
 }
 
 // InstanceNetwork is a private network an instance is attached to.
@@ -158,6 +161,9 @@ type UpdateInstanceRequest struct {
 	Labels             Labels             `json:"labels,omitempty" clear:"true" doc:"labels"`
 	PublicIPAssignment PublicIPAssignment `json:"public-ip-assignment,omitempty" enum:"inet4,dual,none" doc:"public addresses: from inet4 to dual"`
 	ConsistentSnapshot bool               `json:"application-consistent-snapshot-enabled,omitempty" doc:"application-consistent snapshots"`
+
+	// Beyond the contract.
+	FlowLog bool `json:"flow-log,omitempty" doc:"log its flows: what opened, closed and was denied"`
 }
 
 // Validate checks what no single field can say.

@@ -61,6 +61,9 @@ var Operations = []Operation{
 		Param{Name: "icmp-type", Doc: "type of an ICMP message", Plain: true},
 		Param{Name: "icmp-code", Doc: "code of an ICMP message", Plain: true},
 		Param{Name: "private-network-id", Doc: "the interface in this private network (the public one when absent)"}),
+	read[cloud.FlowList]("get-instance-flows", "/instance/{id}:flows", "read the flow log of an instance: the latest entries, or those from an offset on").extension(
+		Param{Name: "from", Doc: "the offset to begin at (the latest entries when absent)", Plain: true},
+		Param{Name: "limit", Doc: "how many entries, up to 1000 (100 when absent)", Plain: true}),
 	do("reset-instance-password", "PUT", "/instance/{id}:reset-password", "give an instance a new password", "instance"),
 
 	list[cloud.AntiAffinityGroupList]("/anti-affinity-group", "list the anti-affinity groups"),

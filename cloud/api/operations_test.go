@@ -38,6 +38,7 @@ add-instance-protection             PUT    /instance/{id}:add-protection        
 remove-instance-protection          PUT    /instance/{id}:remove-protection                   instance remove-protection
 reveal-instance-password            GET    /instance/{id}:password                            instance reveal-password
 explain-instance                    GET    /instance/{id}:explain                             instance explain
+get-instance-flows                  GET    /instance/{id}:flows                               instance get-flows
 reset-instance-password             PUT    /instance/{id}:reset-password                      instance reset-password
 list-anti-affinity-groups           GET    /anti-affinity-group                               anti-affinity-group list
 create-anti-affinity-group          POST   /anti-affinity-group                               anti-affinity-group create

@@ -4,11 +4,13 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -18,6 +20,7 @@ import (
 type daemon struct {
 	zone.Folder
 	listen, listenAgents, publicURL string
+	window                          time.Duration
 	log                             *slog.Logger
 }
 
@@ -28,6 +31,9 @@ func run(f *zone.Folder) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			slog.SetDefault(d.log)
 			d.Folder = *f
+			if d.window < time.Second {
+				return fmt.Errorf("--usage-window %s is less than a second", d.window)
+			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 			defer stop()
 			return d.run(ctx)
@@ -35,6 +41,7 @@ func run(f *zone.Folder) *cobra.Command {
 	}
 	cmd.Flags().StringVar(&d.listen, "listen", "127.0.0.1:8080", "address of the API, unless a socket is handed over (LISTEN_FDS=1)")
 	cmd.Flags().StringVar(&d.listenAgents, "listen-agents", "", "address for agents")
+	cmd.Flags().DurationVar(&d.window, "usage-window", time.Hour, "for how long usage is added up")
 	cmd.Flags().StringVar(&d.publicURL, "public-url", "", "where clients reach the API (default http://LISTEN)")
 	return cmd
 }
@@ -63,7 +70,7 @@ func (d *daemon) run(ctx context.Context) error {
 	if d.publicURL == "" {
 		d.publicURL = "http://" + clients.Addr().String()
 	}
-	z, err := zone.New(ctx, d.Folder, s, d.publicURL, d.log)
+	z, err := zone.New(ctx, d.Folder, s, zone.Config{PublicURL: d.publicURL, Window: d.window, Log: d.log})
 	if err != nil {
 		return err
 	}

@@ -100,6 +100,11 @@ func (c *Compiler) ports(i *replica.Instance, size cloud.InstanceType) ([]wire.P
 		}
 		ports = append(ports, p)
 	}
+	if d.FlowLog {
+		for i := range ports {
+			ports[i].Flags |= wire.PortFlowLog
+		}
+	}
 	return ports, nil
 }
 

@@ -108,7 +108,8 @@ func (i *Instances) update(ctx context.Context, c api.Call) (any, error) {
 		default:
 			return false, false, cloud.Invalidf("public-ip-assignment", "expected %s: only inet4 can be changed, to dual", was)
 		}
-		quiet = before.Name == result.Name && before.UserData == result.UserData && before.PublicIPAssignment == result.PublicIPAssignment
+		quiet = before.Name == result.Name && before.UserData == result.UserData &&
+			before.PublicIPAssignment == result.PublicIPAssignment && before.FlowLog == result.FlowLog
 		return true, quiet, nil
 	})
 }

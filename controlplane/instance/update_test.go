@@ -168,6 +168,26 @@ func TestUpdate(t *testing.T) {
 	}
 }
 
+func TestFlowLog(t *testing.T) {
+	b := newBench(t, 1, "198.51.100.0/24")
+	id := b.create(cloud.CreateInstanceRequest{Name: "i"}).Reference.ID
+	b.deliver()
+	logged := func(want bool) {
+		t.Helper()
+		p := items[wire.Port](b)[0]
+		if got := p.Flags&wire.PortFlowLog != 0; got != want || b.instance(id).FlowLog != want {
+			t.Errorf("logged on the host %t, in the API %t, want %t", got, b.instance(id).FlowLog, want)
+		}
+	}
+	logged(false)
+	b.change(id, `{"flow-log":true}`)
+	logged(true)
+	b.change(id, `{"name":"other"}`)
+	logged(true)
+	b.change(id, `{"flow-log":false}`)
+	logged(false)
+}
+
 func TestReboot(t *testing.T) {
 	b := newBench(t, 1, "198.51.100.0/24")
 	id := b.create(cloud.CreateInstanceRequest{}).Reference.ID

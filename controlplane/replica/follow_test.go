@@ -210,3 +210,40 @@ func TestLostHintCostsAQuarterOfASecond(t *testing.T) {
 		t.Errorf("revision %d after %s", batch.After.Revision, time.Since(began))
 	}
 }
+
+// Numbers are found as long as what they stand for is there.
+func TestNumbers(t *testing.T) {
+	b := newBench(t)
+	b.write(put(1, "", func(d *store.InstanceDoc) { d.Networks = []store.Attachment{{Network: "n", Port: 21}} }))
+	b.write(func(tx *store.Tx) error {
+		g := store.Doc[store.SecurityGroupDoc]{ID: "g", Org: "org"}
+		g.Body.Name, g.Body.RuleNumbers = "g", map[cloud.ID]uint32{"r7": 7, "r8": 8}
+		s := store.Doc[store.ServiceDoc]{ID: "s", Org: "org"}
+		s.Body.Name, s.Body.Number = "s", 5
+		return errors.Join(store.Put(tx, "", g), store.Put(tx, "", s))
+	})
+	snap := b.load(0).After
+	for _, port := range []uint32{1, 21} {
+		if i, ok := snap.InstanceAt(port); !ok || i.ID != "i1" {
+			t.Errorf("port %d: %v", port, i)
+		}
+	}
+	for _, rule := range []uint32{7, 8} {
+		if g, ok := snap.GroupOfRule(rule); !ok || g.ID != "g" {
+			t.Errorf("rule %d: %v", rule, g)
+		}
+	}
+	if s, ok := snap.ServiceByNumber(5); !ok || s.ID != "s" {
+		t.Errorf("service %v", s)
+	}
+	b.write(put(1, "", func(d *store.InstanceDoc) { d.Networks, d.State = nil, cloud.InstanceDestroying }))
+	after := b.next().After
+	for _, port := range []uint32{1, 21, 3} {
+		if i, ok := after.InstanceAt(port); ok {
+			t.Errorf("port %d: %v", port, i)
+		}
+	}
+	if _, ok := after.GroupOfRule(9); ok {
+		t.Error("a rule that is not there")
+	}
+}

@@ -13,6 +13,7 @@ import (
 	"encoding/binary"
 	"iter"
 	"maps"
+	"slices"
 
 	"github.com/cilium/statedb"
 	"github.com/cilium/statedb/index"
@@ -59,6 +60,18 @@ func Placed(d store.InstanceDoc) bool {
 // Public reports whether a placed instance can be reached from outside: it has a
 // port and an address there.
 func Public(d store.InstanceDoc) bool { return Placed(d) && d.Port != 0 && d.Address.IsValid() }
+
+// Ports are the numbers of an instance's interfaces.
+func Ports(d store.InstanceDoc) []uint32 {
+	var ports []uint32
+	if d.Port != 0 {
+		ports = append(ports, d.Port)
+	}
+	for _, a := range d.Networks {
+		ports = append(ports, a.Port)
+	}
+	return ports
+}
 
 // Peers are the groups that a group's rules name.
 func Peers(g store.SecurityGroupDoc) []cloud.ID {
@@ -136,6 +149,7 @@ var (
 
 	groupByID   = unique("id", func(g *Group) cloud.ID { return g.ID }, text)
 	groupByPeer = many("peer", func(g *Group) []cloud.ID { return Peers(g.Body) }, text)
+	groupByRule = many("rule", func(g *Group) []uint32 { return slices.Collect(maps.Values(g.Body.RuleNumbers)) }, number)
 	groupByName = many("public", func(g *Group) []string { return publicPeers(g.Body) }, index.String)
 
 	publicByID   = unique("id", func(p *PublicGroup) cloud.ID { return p.ID }, text)
@@ -147,6 +161,13 @@ var (
 			return nil
 		}
 		return []uint32{i.Body.Class}
+	}, number)
+
+	instanceByPort = many("port", func(i *Instance) []uint32 {
+		if !Placed(i.Body) {
+			return nil
+		}
+		return Ports(i.Body)
 	}, number)
 
 	instanceByNetwork = many("network", func(i *Instance) []cloud.ID {
@@ -166,6 +187,7 @@ var (
 	balancerByID = unique("id", func(b *Balancer) cloud.ID { return b.ID }, text)
 
 	serviceByID       = unique("id", func(s *Service) cloud.ID { return s.ID }, text)
+	serviceByNumber   = many("number", func(s *Service) []uint32 { return []uint32{s.Body.Number} }, number)
 	serviceByBalancer = many("balancer", func(s *Service) []cloud.ID { return []cloud.ID{s.Body.LoadBalancer} }, text)
 	serviceByInstance = many("instance", func(s *Service) []cloud.ID {
 		var ids []cloud.ID
@@ -193,13 +215,13 @@ func New() (*Replica, error) {
 	var e error
 	r.hosts, e = table(r, "hosts", hostByID, hostByNumber)
 	open(e)
-	r.groups, e = table(r, "groups", groupByID, groupByPeer, groupByName)
+	r.groups, e = table(r, "groups", groupByID, groupByPeer, groupByRule, groupByName)
 	open(e)
-	r.instances, e = table(r, "instances", instanceByID, instanceByClass, instanceByNetwork)
+	r.instances, e = table(r, "instances", instanceByID, instanceByClass, instanceByPort, instanceByNetwork)
 	open(e)
 	r.balancers, e = table(r, "balancers", balancerByID)
 	open(e)
-	r.services, e = table(r, "services", serviceByID, serviceByBalancer, serviceByInstance)
+	r.services, e = table(r, "services", serviceByID, serviceByNumber, serviceByBalancer, serviceByInstance)
 	open(e)
 	r.networks, e = table(r, "networks", networkByID)
 	open(e)
@@ -274,6 +296,11 @@ func (s Snapshot) Group(id cloud.ID) (*Group, bool) {
 	return get(s.r.groups, s.txn, groupByID.Query(id))
 }
 
+// GroupOfRule finds the group that has the rule of a number.
+func (s Snapshot) GroupOfRule(n uint32) (*Group, bool) {
+	return get(s.r.groups, s.txn, groupByRule.Query(n))
+}
+
 // Groups are all security groups.
 func (s Snapshot) Groups() iter.Seq[*Group] { return values(s.r.groups.All(s.txn)) }
 
@@ -315,6 +342,11 @@ func (s Snapshot) Instance(id cloud.ID) (*Instance, bool) {
 	return get(s.r.instances, s.txn, instanceByID.Query(id))
 }
 
+// InstanceAt finds the placed instance that an interface belongs to.
+func (s Snapshot) InstanceAt(port uint32) (*Instance, bool) {
+	return get(s.r.instances, s.txn, instanceByPort.Query(port))
+}
+
 // Instances are all instances, placed or not.
 func (s Snapshot) Instances() iter.Seq[*Instance] { return values(s.r.instances.All(s.txn)) }
 
@@ -334,6 +366,11 @@ func (s Snapshot) Balancers() iter.Seq[*Balancer] { return values(s.r.balancers.
 // Service finds a service.
 func (s Snapshot) Service(id cloud.ID) (*Service, bool) {
 	return get(s.r.services, s.txn, serviceByID.Query(id))
+}
+
+// ServiceByNumber finds a service.
+func (s Snapshot) ServiceByNumber(n uint32) (*Service, bool) {
+	return get(s.r.services, s.txn, serviceByNumber.Query(n))
 }
 
 // Services are all services.

@@ -22,6 +22,8 @@ import (
 	"cairn/controlplane/api"
 	"cairn/controlplane/dist"
 	"cairn/controlplane/elasticip"
+	"cairn/controlplane/eventlog"
+	"cairn/controlplane/explain"
 	"cairn/controlplane/hypervisor"
 	"cairn/controlplane/instance"
 	"cairn/controlplane/loadbalancer"
@@ -30,12 +32,21 @@ import (
 	"cairn/controlplane/pool"
 	"cairn/controlplane/privatenetwork"
 	"cairn/controlplane/program"
+	"cairn/controlplane/replica"
 	"cairn/controlplane/reversedns"
 	"cairn/controlplane/securitygroup"
 	"cairn/controlplane/sshkey"
 	"cairn/controlplane/store"
 	"cairn/controlplane/tenant"
+	"cairn/controlplane/traffic"
 )
+
+// Config of a zone's control plane.
+type Config struct {
+	PublicURL string        // where clients reach the API
+	Window    time.Duration // for how long usage is added up; 0: an hour
+	Log       *slog.Logger
+}
 
 // Zone is a control plane that can run.
 type Zone struct {
@@ -52,18 +63,19 @@ type Zone struct {
 	balancers *loadbalancer.Balancers
 	worker    *program.Worker
 	agents    *dist.Server
+	events    *eventlog.Log
+	traffic   *traffic.Traffic
 	handler   http.Handler
 }
 
 // New joins the parts of the zone that s holds, and brings what an earlier life
-// left half done into a state from which Run goes on. Clients reach the API at
-// publicURL.
-func New(ctx context.Context, f Folder, s *store.Store, publicURL string, log *slog.Logger) (*Zone, error) {
+// left half done into a state from which Run goes on.
+func New(ctx context.Context, f Folder, s *store.Store, cfg Config) (*Zone, error) {
 	zone, err := s.Zone(ctx)
 	if err != nil {
 		return nil, err
 	}
-	z := &Zone{Name: zone.Name, folder: f, store: s, log: log}
+	z := &Zone{Name: zone.Name, folder: f, store: s, log: cfg.Log}
 	if z.root, err = store.LoadRootKey(f.rootKey()); err != nil {
 		return nil, err
 	}
@@ -71,10 +83,13 @@ func New(ctx context.Context, f Folder, s *store.Store, publicURL string, log *s
 	if err := z.instances.Recover(ctx); err != nil {
 		return nil, err
 	}
+	if err := z.joinTraffic(cfg.Window); err != nil {
+		return nil, err
+	}
 	if err := z.joinAgents(); err != nil {
 		return nil, err
 	}
-	return z, z.joinAPI(publicURL)
+	return z, z.joinAPI(cfg.PublicURL)
 }
 
 // joinNouns makes the orchestrators and tells them of each other.
@@ -108,7 +123,7 @@ func (z *Zone) joinAgents() error {
 		return errors.Join(z.balancers.Reported(ctx, host, reports), z.elastics.Reported(ctx, host, reports), z.instances.Report(ctx, host, reports))
 	}
 	z.agents, err = dist.New(dist.Config{
-		Store: z.store, Settler: z.gate, Log: z.log, Ledger: filepath.Join(z.folder.State, "ledger"),
+		Traffic: z.traffic, Store: z.store, Settler: z.gate, Log: z.log, Ledger: filepath.Join(z.folder.State, "ledger"),
 		Desk:   &pki.Desk{Issuer: issuer, Registry: hypervisors.Registry(), Now: time.Now},
 		Events: hypervisor.Agents{Hypervisors: hypervisors, Reported: reported},
 	})
@@ -119,12 +134,25 @@ func (z *Zone) joinAgents() error {
 	return nil
 }
 
+// joinTraffic opens the log of flows and usage.
+func (z *Zone) joinTraffic(window time.Duration) (err error) {
+	if z.events, err = eventlog.Open(eventlog.Config{Folder: filepath.Join(z.folder.State, "events"), Log: z.log}); err != nil {
+		return err
+	}
+	z.traffic, err = traffic.New(traffic.Config{
+		Zone: z.Name, Events: z.events, File: filepath.Join(z.folder.State, "usage.json"), Window: window, Log: z.log,
+		Snapshot: func() replica.Snapshot { return z.agents.Snapshot() },
+	})
+	return err
+}
+
 // joinAPI offers the operations that have a handler.
 func (z *Zone) joinAPI(publicURL string) (err error) {
 	s, g := z.store, z.gate
 	handlers := api.Merge(api.Catalogue(z.Name, publicURL), g.Handlers(),
 		sshkey.Handlers(s, g), antiaffinity.Handlers(s, g), securitygroup.Handlers(s, g), z.instances.Handlers(), z.pools.Handlers(),
-		z.balancers.Handlers(), privatenetwork.Handlers(s, g), z.elastics.Handlers(), reversedns.Handlers(s, g))
+		z.balancers.Handlers(), privatenetwork.Handlers(s, g), z.elastics.Handlers(), reversedns.Handlers(s, g),
+		z.traffic.Handlers(), explain.Explainer{Zone: z.Name, Snapshot: z.agents.Snapshot}.Handlers())
 	var served []capi.Operation
 	for _, o := range capi.Operations {
 		if handlers[o.ID] != nil {
@@ -148,6 +176,8 @@ func (z *Zone) Run(ctx context.Context, clients, agents net.Listener) error {
 	group.Go(func() error { return z.agents.Run(ctx) })
 	group.Go(func() error { return z.balancers.Run(ctx) })
 	group.Go(func() error { return z.elastics.Run(ctx) })
+	group.Go(func() error { z.traffic.Run(ctx); return nil })
+	group.Go(func() error { z.events.Run(ctx); return z.events.Close() })
 	if agents != nil {
 		group.Go(func() error { return z.agents.Serve(ctx, agents) })
 	}

@@ -44,7 +44,7 @@ func TestAFoundedZoneServes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	z, err := New(t.Context(), f, s, "http://api.example", slog.New(slog.DiscardHandler))
+	z, err := New(t.Context(), f, s, Config{PublicURL: "http://api.example", Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

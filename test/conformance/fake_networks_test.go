@@ -38,6 +38,7 @@ func (f *fake) networks() api.Handlers {
 				return err
 			}),
 			"explain-instance":         f.locked(func(api.Call) (any, error) { return cloud.Explanation{Admitted: true, Reason: "rule"}, nil }),
+			"get-instance-flows":       f.locked(func(api.Call) (any, error) { return cloud.FlowList{Flows: []cloud.Flow{}}, nil }),
 			"reveal-instance-password": f.locked(func(api.Call) (any, error) { return cloud.InstancePassword{Password: "a password"}, nil }),
 		})
 	for _, o := range capi.Operations {

@@ -20,6 +20,7 @@ var beyond = []string{
 	"instance-pool.created-at",
 	"instance-type.rate-from",
 	"instance-type.rate-to",
+	"instance.flow-log",
 	"private-network.firewall",
 	"private-network.snooping",
 	"private-network.broadcast-rate",
