@@ -74,6 +74,7 @@ type world struct {
 var sizes = map[string]uint32{
 	"slots": 1024, "backends": 256, "backend_stat": 256, "svc": 64, "svc_stat": 64, "nexthops": 16,
 	"port_cfg": 64, "ct_est": 64, "ct_new": 64, "rule_stats": 256, "vtep_seen": 16, "ct_swept": 64, "pace": 64,
+	"events": 4096,
 }
 
 // load puts both objects into the kernel, once: uplink_in with its note in
@@ -146,7 +147,7 @@ func newWorld(t *testing.T) *world {
 func (w *world) empty(name string, m *ebpf.Map) {
 	w.Helper()
 	switch m.Type() {
-	case ebpf.Hash, ebpf.LPMTrie, ebpf.LRUHash:
+	case ebpf.Hash, ebpf.LPMTrie, ebpf.LRUHash, ebpf.PerCPUHash:
 		for {
 			key := make([]byte, m.KeySize())
 			if err := m.NextKey(nil, &key); err != nil {
@@ -265,6 +266,7 @@ func (w *world) owners(cur, prev uint32) {
 
 // port sets a port up with everything open out, nothing open in.
 func (w *world) port(id uint32, hw, addr string, policyIn uint32) {
+	w.put("port_stat", id, make([]bpf.PortStat, ebpf.MustPossibleCPU()))
 	w.put("port_cfg", id, &bpf.PortCfg{
 		Ifindex: 100 + id, Flags: bpf.PortEgressOpen, Mac: mac(hw), GatewayMac: mac(gatewayMAC),
 		PolicyIn: policyIn, Generation: 1, Mtu: 1500,

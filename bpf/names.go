@@ -42,6 +42,10 @@ type (
 	CtKey       = uplinkCtKey
 	Ct          = uplinkCt
 	Frag        = uplinkFrag
+	PortStat    = uplinkPortStat
+	Event       = uplinkEvent
+	EventStat   = uplinkEventStat
+	Watch       = uplinkWatch
 	FragKey     = uplinkFragKey
 	Note        = uplinkNote
 	Sweep       = portSweep
@@ -62,6 +66,7 @@ const (
 	PortSMTPOpen   = uint32(uplinkPortFlagPORT_SMTP_OPEN)
 	PortFirewall   = uint32(uplinkPortFlagPORT_FIREWALL)
 	PortStrict     = uint32(uplinkPortFlagPORT_STRICT)
+	PortFlowLog    = uint32(uplinkPortFlagPORT_FLOW_LOG)
 	PortUnmanaged  = uint32(uplinkPortFlagPORT_UNMANAGED)
 
 	BumSnooping = uint32(uplinkBumFlagBUM_SNOOPING)
@@ -99,6 +104,14 @@ const (
 	// Behind the inner Ethernet header of a reachability question.
 	ReachAsk    = uint8(uplinkReachOpREACH_ASK)
 	ReachAnswer = uint8(uplinkReachOpREACH_ANSWER)
+
+	EventOpened  = uint8(uplinkEventKindEVENT_OPENED)
+	EventClosed  = uint8(uplinkEventKindEVENT_CLOSED)
+	EventDenied  = uint8(uplinkEventKindEVENT_DENIED)
+	EventDropped = uint8(uplinkEventKindEVENT_DROPPED)
+
+	EventForLog   = uint8(uplinkEventAudienceEVENT_FOR_LOG)
+	EventForWatch = uint8(uplinkEventAudienceEVENT_FOR_WATCH)
 
 	NotePresent = uint32(uplinkNoteFlagNOTE_PRESENT)
 )

@@ -72,6 +72,8 @@ type overlayMapSpecs struct {
 	CtEst       *ebpf.MapSpec `ebpf:"ct_est"`
 	CtNew       *ebpf.MapSpec `ebpf:"ct_new"`
 	CtSwept     *ebpf.MapSpec `ebpf:"ct_swept"`
+	EventStat   *ebpf.MapSpec `ebpf:"event_stat"`
+	Events      *ebpf.MapSpec `ebpf:"events"`
 	Fdb         *ebpf.MapSpec `ebpf:"fdb"`
 	Frag        *ebpf.MapSpec `ebpf:"frag"`
 	IfindexPort *ebpf.MapSpec `ebpf:"ifindex_port"`
@@ -86,6 +88,7 @@ type overlayMapSpecs struct {
 	PortBm      *ebpf.MapSpec `ebpf:"port_bm"`
 	PortBounds  *ebpf.MapSpec `ebpf:"port_bounds"`
 	PortCfg     *ebpf.MapSpec `ebpf:"port_cfg"`
+	PortStat    *ebpf.MapSpec `ebpf:"port_stat"`
 	Prefixes    *ebpf.MapSpec `ebpf:"prefixes"`
 	Punts       *ebpf.MapSpec `ebpf:"punts"`
 	Reasons     *ebpf.MapSpec `ebpf:"reasons"`
@@ -101,34 +104,38 @@ type overlayMapSpecs struct {
 	Vipaddr4    *ebpf.MapSpec `ebpf:"vipaddr4"`
 	VtepSeen    *ebpf.MapSpec `ebpf:"vtep_seen"`
 	Vteps       *ebpf.MapSpec `ebpf:"vteps"`
+	Watch       *ebpf.MapSpec `ebpf:"watch"`
 }
 
 // overlayVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type overlayVariableSpecs struct {
-	ExportBackendFlag *ebpf.VariableSpec `ebpf:"export_backend_flag"`
-	ExportBumFlag     *ebpf.VariableSpec `ebpf:"export_bum_flag"`
-	ExportCt          *ebpf.VariableSpec `ebpf:"export_ct"`
-	ExportCtFlag      *ebpf.VariableSpec `ebpf:"export_ct_flag"`
-	ExportCtHeard     *ebpf.VariableSpec `ebpf:"export_ct_heard"`
-	ExportCtKey       *ebpf.VariableSpec `ebpf:"export_ct_key"`
-	ExportCtState     *ebpf.VariableSpec `ebpf:"export_ct_state"`
-	ExportDirection   *ebpf.VariableSpec `ebpf:"export_direction"`
-	ExportInquiry     *ebpf.VariableSpec `ebpf:"export_inquiry"`
-	ExportLocalFlag   *ebpf.VariableSpec `ebpf:"export_local_flag"`
-	ExportNexthopFlag *ebpf.VariableSpec `ebpf:"export_nexthop_flag"`
-	ExportNote        *ebpf.VariableSpec `ebpf:"export_note"`
-	ExportNoteFlag    *ebpf.VariableSpec `ebpf:"export_note_flag"`
-	ExportPortFlag    *ebpf.VariableSpec `ebpf:"export_port_flag"`
-	ExportPrefixFlag  *ebpf.VariableSpec `ebpf:"export_prefix_flag"`
-	ExportPunt        *ebpf.VariableSpec `ebpf:"export_punt"`
-	ExportReachOp     *ebpf.VariableSpec `ebpf:"export_reach_op"`
-	ExportReason      *ebpf.VariableSpec `ebpf:"export_reason"`
-	ExportScope       *ebpf.VariableSpec `ebpf:"export_scope"`
-	ExportSvcFlag     *ebpf.VariableSpec `ebpf:"export_svc_flag"`
-	ExportVerdictFlag *ebpf.VariableSpec `ebpf:"export_verdict_flag"`
-	TunnelInCb        *ebpf.VariableSpec `ebpf:"tunnel_in_cb"`
+	ExportBackendFlag   *ebpf.VariableSpec `ebpf:"export_backend_flag"`
+	ExportBumFlag       *ebpf.VariableSpec `ebpf:"export_bum_flag"`
+	ExportCt            *ebpf.VariableSpec `ebpf:"export_ct"`
+	ExportCtFlag        *ebpf.VariableSpec `ebpf:"export_ct_flag"`
+	ExportCtHeard       *ebpf.VariableSpec `ebpf:"export_ct_heard"`
+	ExportCtKey         *ebpf.VariableSpec `ebpf:"export_ct_key"`
+	ExportCtState       *ebpf.VariableSpec `ebpf:"export_ct_state"`
+	ExportDirection     *ebpf.VariableSpec `ebpf:"export_direction"`
+	ExportEvent         *ebpf.VariableSpec `ebpf:"export_event"`
+	ExportEventAudience *ebpf.VariableSpec `ebpf:"export_event_audience"`
+	ExportEventKind     *ebpf.VariableSpec `ebpf:"export_event_kind"`
+	ExportInquiry       *ebpf.VariableSpec `ebpf:"export_inquiry"`
+	ExportLocalFlag     *ebpf.VariableSpec `ebpf:"export_local_flag"`
+	ExportNexthopFlag   *ebpf.VariableSpec `ebpf:"export_nexthop_flag"`
+	ExportNote          *ebpf.VariableSpec `ebpf:"export_note"`
+	ExportNoteFlag      *ebpf.VariableSpec `ebpf:"export_note_flag"`
+	ExportPortFlag      *ebpf.VariableSpec `ebpf:"export_port_flag"`
+	ExportPrefixFlag    *ebpf.VariableSpec `ebpf:"export_prefix_flag"`
+	ExportPunt          *ebpf.VariableSpec `ebpf:"export_punt"`
+	ExportReachOp       *ebpf.VariableSpec `ebpf:"export_reach_op"`
+	ExportReason        *ebpf.VariableSpec `ebpf:"export_reason"`
+	ExportScope         *ebpf.VariableSpec `ebpf:"export_scope"`
+	ExportSvcFlag       *ebpf.VariableSpec `ebpf:"export_svc_flag"`
+	ExportVerdictFlag   *ebpf.VariableSpec `ebpf:"export_verdict_flag"`
+	TunnelInCb          *ebpf.VariableSpec `ebpf:"tunnel_in_cb"`
 }
 
 // overlayObjects contains all objects after they have been loaded into the kernel.
@@ -162,6 +169,8 @@ type overlayMaps struct {
 	CtEst       *ebpf.Map `ebpf:"ct_est"`
 	CtNew       *ebpf.Map `ebpf:"ct_new"`
 	CtSwept     *ebpf.Map `ebpf:"ct_swept"`
+	EventStat   *ebpf.Map `ebpf:"event_stat"`
+	Events      *ebpf.Map `ebpf:"events"`
 	Fdb         *ebpf.Map `ebpf:"fdb"`
 	Frag        *ebpf.Map `ebpf:"frag"`
 	IfindexPort *ebpf.Map `ebpf:"ifindex_port"`
@@ -176,6 +185,7 @@ type overlayMaps struct {
 	PortBm      *ebpf.Map `ebpf:"port_bm"`
 	PortBounds  *ebpf.Map `ebpf:"port_bounds"`
 	PortCfg     *ebpf.Map `ebpf:"port_cfg"`
+	PortStat    *ebpf.Map `ebpf:"port_stat"`
 	Prefixes    *ebpf.Map `ebpf:"prefixes"`
 	Punts       *ebpf.Map `ebpf:"punts"`
 	Reasons     *ebpf.Map `ebpf:"reasons"`
@@ -191,6 +201,7 @@ type overlayMaps struct {
 	Vipaddr4    *ebpf.Map `ebpf:"vipaddr4"`
 	VtepSeen    *ebpf.Map `ebpf:"vtep_seen"`
 	Vteps       *ebpf.Map `ebpf:"vteps"`
+	Watch       *ebpf.Map `ebpf:"watch"`
 }
 
 func (m *overlayMaps) Close() error {
@@ -206,6 +217,8 @@ func (m *overlayMaps) Close() error {
 		m.CtEst,
 		m.CtNew,
 		m.CtSwept,
+		m.EventStat,
+		m.Events,
 		m.Fdb,
 		m.Frag,
 		m.IfindexPort,
@@ -220,6 +233,7 @@ func (m *overlayMaps) Close() error {
 		m.PortBm,
 		m.PortBounds,
 		m.PortCfg,
+		m.PortStat,
 		m.Prefixes,
 		m.Punts,
 		m.Reasons,
@@ -235,6 +249,7 @@ func (m *overlayMaps) Close() error {
 		m.Vipaddr4,
 		m.VtepSeen,
 		m.Vteps,
+		m.Watch,
 	)
 }
 
@@ -242,28 +257,31 @@ func (m *overlayMaps) Close() error {
 //
 // It can be passed to loadOverlayObjects or ebpf.CollectionSpec.LoadAndAssign.
 type overlayVariables struct {
-	ExportBackendFlag *ebpf.Variable `ebpf:"export_backend_flag"`
-	ExportBumFlag     *ebpf.Variable `ebpf:"export_bum_flag"`
-	ExportCt          *ebpf.Variable `ebpf:"export_ct"`
-	ExportCtFlag      *ebpf.Variable `ebpf:"export_ct_flag"`
-	ExportCtHeard     *ebpf.Variable `ebpf:"export_ct_heard"`
-	ExportCtKey       *ebpf.Variable `ebpf:"export_ct_key"`
-	ExportCtState     *ebpf.Variable `ebpf:"export_ct_state"`
-	ExportDirection   *ebpf.Variable `ebpf:"export_direction"`
-	ExportInquiry     *ebpf.Variable `ebpf:"export_inquiry"`
-	ExportLocalFlag   *ebpf.Variable `ebpf:"export_local_flag"`
-	ExportNexthopFlag *ebpf.Variable `ebpf:"export_nexthop_flag"`
-	ExportNote        *ebpf.Variable `ebpf:"export_note"`
-	ExportNoteFlag    *ebpf.Variable `ebpf:"export_note_flag"`
-	ExportPortFlag    *ebpf.Variable `ebpf:"export_port_flag"`
-	ExportPrefixFlag  *ebpf.Variable `ebpf:"export_prefix_flag"`
-	ExportPunt        *ebpf.Variable `ebpf:"export_punt"`
-	ExportReachOp     *ebpf.Variable `ebpf:"export_reach_op"`
-	ExportReason      *ebpf.Variable `ebpf:"export_reason"`
-	ExportScope       *ebpf.Variable `ebpf:"export_scope"`
-	ExportSvcFlag     *ebpf.Variable `ebpf:"export_svc_flag"`
-	ExportVerdictFlag *ebpf.Variable `ebpf:"export_verdict_flag"`
-	TunnelInCb        *ebpf.Variable `ebpf:"tunnel_in_cb"`
+	ExportBackendFlag   *ebpf.Variable `ebpf:"export_backend_flag"`
+	ExportBumFlag       *ebpf.Variable `ebpf:"export_bum_flag"`
+	ExportCt            *ebpf.Variable `ebpf:"export_ct"`
+	ExportCtFlag        *ebpf.Variable `ebpf:"export_ct_flag"`
+	ExportCtHeard       *ebpf.Variable `ebpf:"export_ct_heard"`
+	ExportCtKey         *ebpf.Variable `ebpf:"export_ct_key"`
+	ExportCtState       *ebpf.Variable `ebpf:"export_ct_state"`
+	ExportDirection     *ebpf.Variable `ebpf:"export_direction"`
+	ExportEvent         *ebpf.Variable `ebpf:"export_event"`
+	ExportEventAudience *ebpf.Variable `ebpf:"export_event_audience"`
+	ExportEventKind     *ebpf.Variable `ebpf:"export_event_kind"`
+	ExportInquiry       *ebpf.Variable `ebpf:"export_inquiry"`
+	ExportLocalFlag     *ebpf.Variable `ebpf:"export_local_flag"`
+	ExportNexthopFlag   *ebpf.Variable `ebpf:"export_nexthop_flag"`
+	ExportNote          *ebpf.Variable `ebpf:"export_note"`
+	ExportNoteFlag      *ebpf.Variable `ebpf:"export_note_flag"`
+	ExportPortFlag      *ebpf.Variable `ebpf:"export_port_flag"`
+	ExportPrefixFlag    *ebpf.Variable `ebpf:"export_prefix_flag"`
+	ExportPunt          *ebpf.Variable `ebpf:"export_punt"`
+	ExportReachOp       *ebpf.Variable `ebpf:"export_reach_op"`
+	ExportReason        *ebpf.Variable `ebpf:"export_reason"`
+	ExportScope         *ebpf.Variable `ebpf:"export_scope"`
+	ExportSvcFlag       *ebpf.Variable `ebpf:"export_svc_flag"`
+	ExportVerdictFlag   *ebpf.Variable `ebpf:"export_verdict_flag"`
+	TunnelInCb          *ebpf.Variable `ebpf:"tunnel_in_cb"`
 }
 
 // overlayPrograms contains all programs after they have been loaded into the kernel.

@@ -29,6 +29,7 @@ static __always_inline int to_door(struct __sk_buff *skb, const struct frame *f,
 /* A port of this host, the sender's own included: its policy is asked first. */
 static __always_inline int to_neighbour(struct __sk_buff *skb, struct work *w, const struct port_cfg *pc, __u32 port)
 {
+	stand_at(&w->f, port, DIRECTION_IN);
 	begin_visit(&w->v, &w->f, port, DIRECTION_IN);
 	return deliver_to(skb, w, pc);
 }
@@ -78,8 +79,9 @@ int vm_in(struct __sk_buff *skb)
 	pc = port ? port_by_id(*port) : NULL;
 	if (!pc)
 		return drop_blind(REASON_NO_PORT);
+	stand_at(&w->f, *port, DIRECTION_OUT);
 	if (!read_frame(skb, &w->f))
-		return drop_blind(REASON_MALFORMED);
+		return drop(&w->f, REASON_MALFORMED);
 	if (!same_mac(w->f.src, pc->mac))
 		return drop(&w->f, REASON_SPOOFED_MAC);
 	if (skb->vlan_present)
@@ -136,9 +138,18 @@ int svc_in(struct __sk_buff *skb)
 	pc = port_at(&w->f.ip.dst, &port);
 	if (!pc)
 		return drop(&w->f, REASON_NO_PORT);
+	stand_at(&w->f, port, DIRECTION_IN);
 	begin_visit(&w->v, &w->f, port, DIRECTION_IN);
 	w->v.host = true;
 	return deliver_to(skb, w, pc);
+}
+
+/* sweep_flow, of a port with PORT_FLOW_LOG. */
+static long sweep_logged(struct bpf_map *flows, const struct ct_key *key, struct ct *flow, struct sweep *s)
+{
+	if (is_swept(key, flow, s) && !(flow->flags & (CT_HOST | CT_ALIAS)))
+		tell_flow(key, flow, s->port, EVENT_CLOSED, s->all ? REASON_NO_PORT : REASON_NONE);
+	return sweep_flow(flows, key, flow, s);
 }
 
 /* Delete a port's expired flows; the agent runs it from a ticker, because a
@@ -149,12 +160,22 @@ int ct_sweep(struct sweep *s)
 	__u32 port = s->port;
 	void *est = flows_of(port), *fresh = new_flows_of(port);
 	struct sweep done = {};
+	struct port_cfg *pc;
 
 	if (!est || !fresh)
 		return 1;
+	pc = bpf_map_lookup_elem(&port_cfg, &port);
+	done.port = port;
+	done.flags = pc ? pc->flags : 0;
+	done.all = s->all;
 	done.now = bpf_ktime_get_ns();
-	bpf_for_each_map_elem(est, sweep_flow, &done, 0);
-	bpf_for_each_map_elem(fresh, sweep_flow, &done, 0);
+	if (done.flags & PORT_FLOW_LOG) {
+		bpf_for_each_map_elem(est, sweep_logged, &done, 0);
+		bpf_for_each_map_elem(fresh, sweep_logged, &done, 0);
+	} else {
+		bpf_for_each_map_elem(est, sweep_flow, &done, 0);
+		bpf_for_each_map_elem(fresh, sweep_flow, &done, 0);
+	}
 	s->live = done.live;
 	s->expired = done.expired;
 	s->now = done.now;

@@ -170,6 +170,7 @@ static __always_inline int to_instance(struct __sk_buff *skb, struct work *w, co
 {
 	enum reason reason = w->f.reason;
 
+	stand_at(&w->f, port, DIRECTION_IN);
 	if (reason)
 		return drop(&w->f, reason);
 	if (is_bad_source(&w->f.ip))

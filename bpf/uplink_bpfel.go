@@ -181,6 +181,54 @@ const (
 	uplinkDirectionDIRECTION_OUT uplinkDirection = 1
 )
 
+type uplinkEvent struct {
+	_         structs.HostLayout
+	At        uint64
+	Opened    uint64
+	Packets   uint64
+	Bytes     uint64
+	Src       uplinkIp16
+	Dst       uplinkIp16
+	Port      uint32
+	From      uint32
+	Reason    uint32
+	Rule      uint32
+	Service   uint32
+	Sport     uint16
+	Dport     uint16
+	Type      uint16
+	Proto     uint8
+	Kind      uint8
+	Direction uint8
+	State     uint8
+	TcpFlags  uint8
+	Audience  uint8
+}
+
+type uplinkEventAudience uint32
+
+const (
+	uplinkEventAudienceEVENT_FOR_LOG   uplinkEventAudience = 1
+	uplinkEventAudienceEVENT_FOR_WATCH uplinkEventAudience = 2
+)
+
+type uplinkEventKind uint32
+
+const (
+	uplinkEventKindEVENT_OPENED  uplinkEventKind = 1
+	uplinkEventKindEVENT_CLOSED  uplinkEventKind = 2
+	uplinkEventKindEVENT_DENIED  uplinkEventKind = 3
+	uplinkEventKindEVENT_DROPPED uplinkEventKind = 4
+)
+
+type uplinkEventStat struct {
+	_     structs.HostLayout
+	Told  uint64
+	Lost  uint64
+	Muted uint64
+	Due   uint64
+}
+
 type uplinkFdbKey struct {
 	_   structs.HostLayout
 	Vni uint32
@@ -364,8 +412,19 @@ const (
 	uplinkPortFlagPORT_SMTP_OPEN   uplinkPortFlag = 2
 	uplinkPortFlagPORT_FIREWALL    uplinkPortFlag = 4
 	uplinkPortFlagPORT_STRICT      uplinkPortFlag = 8
+	uplinkPortFlagPORT_FLOW_LOG    uplinkPortFlag = 16
 	uplinkPortFlagPORT_UNMANAGED   uplinkPortFlag = 256
 )
+
+type uplinkPortStat struct {
+	_              structs.HostLayout
+	PacketsIn      uint64
+	BytesIn        uint64
+	PacketsOut     uint64
+	BytesOut       uint64
+	PacketsDropped uint64
+	Due            uint64
+}
 
 type uplinkPrefixFlag uint32
 
@@ -586,6 +645,16 @@ type uplinkVtep struct {
 	Pmtu uint32
 }
 
+type uplinkWatch struct {
+	_           structs.HostLayout
+	DropsUntil  uint64
+	FramesUntil uint64
+	DropsPort   uint32
+	DropsReason uint32
+	FramesPort  uint32
+	FramesBytes uint32
+}
+
 type uplinkWork struct {
 	_ structs.HostLayout
 	F struct {
@@ -629,6 +698,9 @@ type uplinkWork struct {
 		_       [4]byte
 		Packets uint64
 		Bytes   uint64
+		Port    [2]uint32
+		Rule    uint32
+		Service uint32
 	}
 	V struct {
 		_          structs.HostLayout
@@ -758,6 +830,8 @@ type uplinkMapSpecs struct {
 	CtEst       *ebpf.MapSpec `ebpf:"ct_est"`
 	CtNew       *ebpf.MapSpec `ebpf:"ct_new"`
 	CtSwept     *ebpf.MapSpec `ebpf:"ct_swept"`
+	EventStat   *ebpf.MapSpec `ebpf:"event_stat"`
+	Events      *ebpf.MapSpec `ebpf:"events"`
 	Fdb         *ebpf.MapSpec `ebpf:"fdb"`
 	Frag        *ebpf.MapSpec `ebpf:"frag"`
 	IfindexPort *ebpf.MapSpec `ebpf:"ifindex_port"`
@@ -772,6 +846,7 @@ type uplinkMapSpecs struct {
 	PortBm      *ebpf.MapSpec `ebpf:"port_bm"`
 	PortBounds  *ebpf.MapSpec `ebpf:"port_bounds"`
 	PortCfg     *ebpf.MapSpec `ebpf:"port_cfg"`
+	PortStat    *ebpf.MapSpec `ebpf:"port_stat"`
 	Prefixes    *ebpf.MapSpec `ebpf:"prefixes"`
 	Punts       *ebpf.MapSpec `ebpf:"punts"`
 	Reasons     *ebpf.MapSpec `ebpf:"reasons"`
@@ -787,35 +862,39 @@ type uplinkMapSpecs struct {
 	Vipaddr4    *ebpf.MapSpec `ebpf:"vipaddr4"`
 	VtepSeen    *ebpf.MapSpec `ebpf:"vtep_seen"`
 	Vteps       *ebpf.MapSpec `ebpf:"vteps"`
+	Watch       *ebpf.MapSpec `ebpf:"watch"`
 }
 
 // uplinkVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type uplinkVariableSpecs struct {
-	ExportBackendFlag *ebpf.VariableSpec `ebpf:"export_backend_flag"`
-	ExportBumFlag     *ebpf.VariableSpec `ebpf:"export_bum_flag"`
-	ExportCt          *ebpf.VariableSpec `ebpf:"export_ct"`
-	ExportCtFlag      *ebpf.VariableSpec `ebpf:"export_ct_flag"`
-	ExportCtHeard     *ebpf.VariableSpec `ebpf:"export_ct_heard"`
-	ExportCtKey       *ebpf.VariableSpec `ebpf:"export_ct_key"`
-	ExportCtState     *ebpf.VariableSpec `ebpf:"export_ct_state"`
-	ExportDirection   *ebpf.VariableSpec `ebpf:"export_direction"`
-	ExportInquiry     *ebpf.VariableSpec `ebpf:"export_inquiry"`
-	ExportLocalFlag   *ebpf.VariableSpec `ebpf:"export_local_flag"`
-	ExportNexthopFlag *ebpf.VariableSpec `ebpf:"export_nexthop_flag"`
-	ExportNote        *ebpf.VariableSpec `ebpf:"export_note"`
-	ExportNoteFlag    *ebpf.VariableSpec `ebpf:"export_note_flag"`
-	ExportPortFlag    *ebpf.VariableSpec `ebpf:"export_port_flag"`
-	ExportPrefixFlag  *ebpf.VariableSpec `ebpf:"export_prefix_flag"`
-	ExportPunt        *ebpf.VariableSpec `ebpf:"export_punt"`
-	ExportReachOp     *ebpf.VariableSpec `ebpf:"export_reach_op"`
-	ExportReason      *ebpf.VariableSpec `ebpf:"export_reason"`
-	ExportScope       *ebpf.VariableSpec `ebpf:"export_scope"`
-	ExportSvcFlag     *ebpf.VariableSpec `ebpf:"export_svc_flag"`
-	ExportVerdictFlag *ebpf.VariableSpec `ebpf:"export_verdict_flag"`
-	NoteInCb          *ebpf.VariableSpec `ebpf:"note_in_cb"`
-	ProbeSource       *ebpf.VariableSpec `ebpf:"probe_source"`
+	ExportBackendFlag   *ebpf.VariableSpec `ebpf:"export_backend_flag"`
+	ExportBumFlag       *ebpf.VariableSpec `ebpf:"export_bum_flag"`
+	ExportCt            *ebpf.VariableSpec `ebpf:"export_ct"`
+	ExportCtFlag        *ebpf.VariableSpec `ebpf:"export_ct_flag"`
+	ExportCtHeard       *ebpf.VariableSpec `ebpf:"export_ct_heard"`
+	ExportCtKey         *ebpf.VariableSpec `ebpf:"export_ct_key"`
+	ExportCtState       *ebpf.VariableSpec `ebpf:"export_ct_state"`
+	ExportDirection     *ebpf.VariableSpec `ebpf:"export_direction"`
+	ExportEvent         *ebpf.VariableSpec `ebpf:"export_event"`
+	ExportEventAudience *ebpf.VariableSpec `ebpf:"export_event_audience"`
+	ExportEventKind     *ebpf.VariableSpec `ebpf:"export_event_kind"`
+	ExportInquiry       *ebpf.VariableSpec `ebpf:"export_inquiry"`
+	ExportLocalFlag     *ebpf.VariableSpec `ebpf:"export_local_flag"`
+	ExportNexthopFlag   *ebpf.VariableSpec `ebpf:"export_nexthop_flag"`
+	ExportNote          *ebpf.VariableSpec `ebpf:"export_note"`
+	ExportNoteFlag      *ebpf.VariableSpec `ebpf:"export_note_flag"`
+	ExportPortFlag      *ebpf.VariableSpec `ebpf:"export_port_flag"`
+	ExportPrefixFlag    *ebpf.VariableSpec `ebpf:"export_prefix_flag"`
+	ExportPunt          *ebpf.VariableSpec `ebpf:"export_punt"`
+	ExportReachOp       *ebpf.VariableSpec `ebpf:"export_reach_op"`
+	ExportReason        *ebpf.VariableSpec `ebpf:"export_reason"`
+	ExportScope         *ebpf.VariableSpec `ebpf:"export_scope"`
+	ExportSvcFlag       *ebpf.VariableSpec `ebpf:"export_svc_flag"`
+	ExportVerdictFlag   *ebpf.VariableSpec `ebpf:"export_verdict_flag"`
+	NoteInCb            *ebpf.VariableSpec `ebpf:"note_in_cb"`
+	ProbeSource         *ebpf.VariableSpec `ebpf:"probe_source"`
 }
 
 // uplinkObjects contains all objects after they have been loaded into the kernel.
@@ -849,6 +928,8 @@ type uplinkMaps struct {
 	CtEst       *ebpf.Map `ebpf:"ct_est"`
 	CtNew       *ebpf.Map `ebpf:"ct_new"`
 	CtSwept     *ebpf.Map `ebpf:"ct_swept"`
+	EventStat   *ebpf.Map `ebpf:"event_stat"`
+	Events      *ebpf.Map `ebpf:"events"`
 	Fdb         *ebpf.Map `ebpf:"fdb"`
 	Frag        *ebpf.Map `ebpf:"frag"`
 	IfindexPort *ebpf.Map `ebpf:"ifindex_port"`
@@ -863,6 +944,7 @@ type uplinkMaps struct {
 	PortBm      *ebpf.Map `ebpf:"port_bm"`
 	PortBounds  *ebpf.Map `ebpf:"port_bounds"`
 	PortCfg     *ebpf.Map `ebpf:"port_cfg"`
+	PortStat    *ebpf.Map `ebpf:"port_stat"`
 	Prefixes    *ebpf.Map `ebpf:"prefixes"`
 	Punts       *ebpf.Map `ebpf:"punts"`
 	Reasons     *ebpf.Map `ebpf:"reasons"`
@@ -878,6 +960,7 @@ type uplinkMaps struct {
 	Vipaddr4    *ebpf.Map `ebpf:"vipaddr4"`
 	VtepSeen    *ebpf.Map `ebpf:"vtep_seen"`
 	Vteps       *ebpf.Map `ebpf:"vteps"`
+	Watch       *ebpf.Map `ebpf:"watch"`
 }
 
 func (m *uplinkMaps) Close() error {
@@ -893,6 +976,8 @@ func (m *uplinkMaps) Close() error {
 		m.CtEst,
 		m.CtNew,
 		m.CtSwept,
+		m.EventStat,
+		m.Events,
 		m.Fdb,
 		m.Frag,
 		m.IfindexPort,
@@ -907,6 +992,7 @@ func (m *uplinkMaps) Close() error {
 		m.PortBm,
 		m.PortBounds,
 		m.PortCfg,
+		m.PortStat,
 		m.Prefixes,
 		m.Punts,
 		m.Reasons,
@@ -922,6 +1008,7 @@ func (m *uplinkMaps) Close() error {
 		m.Vipaddr4,
 		m.VtepSeen,
 		m.Vteps,
+		m.Watch,
 	)
 }
 
@@ -929,29 +1016,32 @@ func (m *uplinkMaps) Close() error {
 //
 // It can be passed to loadUplinkObjects or ebpf.CollectionSpec.LoadAndAssign.
 type uplinkVariables struct {
-	ExportBackendFlag *ebpf.Variable `ebpf:"export_backend_flag"`
-	ExportBumFlag     *ebpf.Variable `ebpf:"export_bum_flag"`
-	ExportCt          *ebpf.Variable `ebpf:"export_ct"`
-	ExportCtFlag      *ebpf.Variable `ebpf:"export_ct_flag"`
-	ExportCtHeard     *ebpf.Variable `ebpf:"export_ct_heard"`
-	ExportCtKey       *ebpf.Variable `ebpf:"export_ct_key"`
-	ExportCtState     *ebpf.Variable `ebpf:"export_ct_state"`
-	ExportDirection   *ebpf.Variable `ebpf:"export_direction"`
-	ExportInquiry     *ebpf.Variable `ebpf:"export_inquiry"`
-	ExportLocalFlag   *ebpf.Variable `ebpf:"export_local_flag"`
-	ExportNexthopFlag *ebpf.Variable `ebpf:"export_nexthop_flag"`
-	ExportNote        *ebpf.Variable `ebpf:"export_note"`
-	ExportNoteFlag    *ebpf.Variable `ebpf:"export_note_flag"`
-	ExportPortFlag    *ebpf.Variable `ebpf:"export_port_flag"`
-	ExportPrefixFlag  *ebpf.Variable `ebpf:"export_prefix_flag"`
-	ExportPunt        *ebpf.Variable `ebpf:"export_punt"`
-	ExportReachOp     *ebpf.Variable `ebpf:"export_reach_op"`
-	ExportReason      *ebpf.Variable `ebpf:"export_reason"`
-	ExportScope       *ebpf.Variable `ebpf:"export_scope"`
-	ExportSvcFlag     *ebpf.Variable `ebpf:"export_svc_flag"`
-	ExportVerdictFlag *ebpf.Variable `ebpf:"export_verdict_flag"`
-	NoteInCb          *ebpf.Variable `ebpf:"note_in_cb"`
-	ProbeSource       *ebpf.Variable `ebpf:"probe_source"`
+	ExportBackendFlag   *ebpf.Variable `ebpf:"export_backend_flag"`
+	ExportBumFlag       *ebpf.Variable `ebpf:"export_bum_flag"`
+	ExportCt            *ebpf.Variable `ebpf:"export_ct"`
+	ExportCtFlag        *ebpf.Variable `ebpf:"export_ct_flag"`
+	ExportCtHeard       *ebpf.Variable `ebpf:"export_ct_heard"`
+	ExportCtKey         *ebpf.Variable `ebpf:"export_ct_key"`
+	ExportCtState       *ebpf.Variable `ebpf:"export_ct_state"`
+	ExportDirection     *ebpf.Variable `ebpf:"export_direction"`
+	ExportEvent         *ebpf.Variable `ebpf:"export_event"`
+	ExportEventAudience *ebpf.Variable `ebpf:"export_event_audience"`
+	ExportEventKind     *ebpf.Variable `ebpf:"export_event_kind"`
+	ExportInquiry       *ebpf.Variable `ebpf:"export_inquiry"`
+	ExportLocalFlag     *ebpf.Variable `ebpf:"export_local_flag"`
+	ExportNexthopFlag   *ebpf.Variable `ebpf:"export_nexthop_flag"`
+	ExportNote          *ebpf.Variable `ebpf:"export_note"`
+	ExportNoteFlag      *ebpf.Variable `ebpf:"export_note_flag"`
+	ExportPortFlag      *ebpf.Variable `ebpf:"export_port_flag"`
+	ExportPrefixFlag    *ebpf.Variable `ebpf:"export_prefix_flag"`
+	ExportPunt          *ebpf.Variable `ebpf:"export_punt"`
+	ExportReachOp       *ebpf.Variable `ebpf:"export_reach_op"`
+	ExportReason        *ebpf.Variable `ebpf:"export_reason"`
+	ExportScope         *ebpf.Variable `ebpf:"export_scope"`
+	ExportSvcFlag       *ebpf.Variable `ebpf:"export_svc_flag"`
+	ExportVerdictFlag   *ebpf.Variable `ebpf:"export_verdict_flag"`
+	NoteInCb            *ebpf.Variable `ebpf:"note_in_cb"`
+	ProbeSource         *ebpf.Variable `ebpf:"probe_source"`
 }
 
 // uplinkPrograms contains all programs after they have been loaded into the kernel.

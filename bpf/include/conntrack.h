@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 
+#include "events.h"
 #include "flow.h"
 #include "packet.h"
 #include "policy.h"
+#include "sweep.h"
 #include "tcp.h"
 #include "visit.h"
 
@@ -111,6 +113,7 @@ static __always_inline enum reason renew(struct ct *f, const struct port_cfg *pc
  */
 static __noinline bool make_room(void *est, __u32 port, __u64 now)
 {
+	struct port_cfg *pc = bpf_map_lookup_elem(&port_cfg, &port);
 	struct sweep s = { .now = now };
 	__u64 *last = bpf_map_lookup_elem(&ct_swept, &port);
 
@@ -118,7 +121,9 @@ static __noinline bool make_room(void *est, __u32 port, __u64 now)
 		return false;
 	*last = now;
 	bpf_for_each_map_elem(est, sweep_flow, &s, 0);
-	return true; /* not whether it freed any: the verifier would follow every count */
+	if (pc && pc->flags & PORT_FLOW_LOG)
+		lose_events(s.expired); /* too many calls deep to tell of each */
+	return true;			/* not whether it freed any: the verifier would follow every count */
 }
 
 /* Put v's record under key among the confirmed ones. */
@@ -240,6 +245,19 @@ static __always_inline bool is_out_of_place(const struct port_cfg *pc, const str
 	return !v->opening && !v->host && pc->flags & PORT_STRICT && now >= READ_ONCE(pc->loose_until);
 }
 
+/* The flows that v's new one takes the place of are gone. */
+static __noinline int tell_replaced(void *est, void *fresh, const struct visit *v)
+{
+	struct ct *f = v->stale ? bpf_map_lookup_elem(est, &v->key) : NULL;
+
+	if (f && !(f->flags & (CT_HOST | CT_ALIAS)))
+		tell_flow(&v->key, f, v->port, EVENT_CLOSED, REASON_NONE);
+	f = bpf_map_lookup_elem(fresh, &v->key);
+	if (f && !(f->flags & (CT_HOST | CT_ALIAS)))
+		tell_flow(&v->key, f, v->port, EVENT_CLOSED, REASON_NONE);
+	return 0;
+}
+
 /* The first packet of a flow: ask the policy, then remember. */
 static __always_inline enum reason begin(void *est, void *fresh, const struct port_cfg *pc, struct visit *v, __u64 now)
 {
@@ -257,12 +275,16 @@ static __always_inline enum reason begin(void *est, void *fresh, const struct po
 			return reason;
 	}
 	fill_flow(v, pc, &verdict, generation, now);
+	if (pc->flags & PORT_FLOW_LOG)
+		tell_replaced(est, fresh, v);
 	if (v->stale)
 		bpf_map_delete_elem(est, &v->key);
 	if (v->host && confirm(est, &v->key, v, now))
 		return REASON_NONE;
 	if (bpf_map_update_elem(fresh, &v->key, &v->flow, BPF_ANY))
 		return REASON_CT_FULL;
+	if (is_logged(pc, &v->flow))
+		tell_flow(&v->key, &v->flow, v->port, EVENT_OPENED, REASON_NONE);
 	return v->new_alias ? remember_alias(fresh, v) : REASON_NONE;
 }
 
@@ -351,8 +373,12 @@ __noinline enum reason track(struct visit *v, const struct port_cfg *pc)
 	}
 	reason = renew(f, pc, v, now);
 	if (reason) {
-		if (reason != REASON_CT_INVALID_RST)
-			bpf_map_delete_elem(v->confirmed ? est : fresh, &v->key);
+		v->rule = f->rule;
+		if (reason == REASON_CT_INVALID_RST)
+			return reason;
+		if (is_logged(pc, f))
+			tell_flow(&v->key, f, v->port, EVENT_CLOSED, reason);
+		bpf_map_delete_elem(v->confirmed ? est : fresh, &v->key);
 		return reason;
 	}
 	take_over(v, f);

@@ -47,7 +47,7 @@ struct trip {
 /* The self-test's packets are counted apart, wherever they end. */
 static __always_inline int end_trip(const struct trip *t, int action, enum reason reason)
 {
-	return leave(action, t->probe ? REASON_PROBED : reason);
+	return leave_as(&t->pkt, action, t->probe ? REASON_PROBED : reason);
 }
 
 /* Inner source MAC */

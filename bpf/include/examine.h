@@ -14,14 +14,17 @@ static __always_inline enum reason examine(struct __sk_buff *skb, struct work *w
 	enum reason reason;
 
 	w->error = false;
-	if (w->f.ip.fragment == FRAGMENT_LATER)
-		return follow_first(&w->f.ip, &w->v);
-	if (is_icmp_error(&w->f.ip)) {
+	if (w->f.ip.fragment == FRAGMENT_LATER) {
+		reason = follow_first(&w->f.ip, &w->v);
+	} else if (is_icmp_error(&w->f.ip)) {
 		w->error = true;
-		return match_error(skb, &w->f.ip, &w->quoted, &w->v, pc);
+		reason = match_error(skb, &w->f.ip, &w->quoted, &w->v, pc);
+	} else {
+		reason = track(&w->v, pc);
+		if (!reason && w->f.ip.fragment)
+			reason = begin_fragments(&w->f.ip, &w->v);
 	}
-	reason = track(&w->v, pc);
-	if (!reason && w->f.ip.fragment)
-		reason = begin_fragments(&w->f.ip, &w->v);
+	w->f.rule = w->v.rule;
+	w->f.service = w->v.service;
 	return reason;
 }

@@ -69,25 +69,3 @@ static __always_inline struct ct *live_flow(void *est, void *fresh, const struct
 	f = bpf_map_lookup_elem(fresh, key);
 	return f && !is_expired(f, key->proto, now) ? f : NULL;
 }
-
-struct bpf_map;
-
-/* What a pass over a port's flows is asked for and what it did. */
-struct sweep {
-	__u32 port;
-	__u32 live;
-	__u32 expired; /* and deleted */
-	__u32 pad;
-	__u64 now;
-};
-
-static long sweep_flow(struct bpf_map *flows, const struct ct_key *key, struct ct *flow, struct sweep *s)
-{
-	if (!is_expired(flow, key->proto, s->now)) {
-		s->live++;
-		return 0;
-	}
-	if (!bpf_map_delete_elem(flows, key))
-		s->expired++;
-	return 0;
-}

@@ -10,6 +10,7 @@ enum port_flag {
 	PORT_SMTP_OPEN = 2,   /* mail may leave for port 25 */
 	PORT_FIREWALL = 4,    /* a private port whose network has security groups */
 	PORT_STRICT = 8,      /* TCP without a SYN opens no flow */
+	PORT_FLOW_LOG = 16,   /* flows that open and close, and what the policy refuses, are told */
 	PORT_UNMANAGED = 256, /* its private network leases no addresses: they are the guests' own */
 };
 

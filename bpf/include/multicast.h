@@ -154,9 +154,12 @@ static __always_inline bool wants(const struct replication *r, __u32 port, __be3
 	return !r->only_listeners || listens(&to, &r->w->f.ip.dst);
 }
 
-static __always_inline void send_copy(const struct replication *r, __u32 ifindex)
+static __always_inline enum reason send_copy(const struct replication *r, __u32 ifindex)
 {
-	count(bpf_clone_redirect(r->skb, ifindex, 0) ? REASON_COPY_FAILED : REASON_COPIED, r->w->f.packets);
+	enum reason reason = bpf_clone_redirect(r->skb, ifindex, 0) ? REASON_COPY_FAILED : REASON_COPIED;
+
+	count(reason, r->w->f.packets);
+	return reason;
 }
 
 static long copy_to_port(__u32 i, struct replication *r)
@@ -176,10 +179,11 @@ static long copy_to_port(__u32 i, struct replication *r)
 	reason = admit_copy(r->w, pc, port);
 	if (reason) {
 		count(reason, r->w->f.packets);
-		return 0;
+	} else {
+		r->skb->mark = GUARD_MARK;
+		reason = send_copy(r, pc->ifindex);
 	}
-	r->skb->mark = GUARD_MARK;
-	send_copy(r, pc->ifindex);
+	count_port(port, DIRECTION_IN, &r->w->f, reason != REASON_COPIED);
 	return 0;
 }
 

@@ -18,6 +18,7 @@
 #include "maps_policy.h"
 #include "maps_port.h"
 #include "maps_private.h"
+#include "maps_watch.h"
 
 /*
  * Reading and mending packets. Only the cursor compares against the end of the
@@ -338,13 +339,6 @@ static __always_inline void count(enum reason reason, __u64 packets)
 
 	if (counter)
 		*counter += packets;
-}
-
-/* The only way out of an XDP program. */
-static __always_inline int leave(int action, enum reason reason)
-{
-	count(reason, 1);
-	return action;
 }
 
 static __always_inline struct cfg *config(void)

@@ -46,7 +46,7 @@ static __always_inline struct work *begin_work(void)
 
 static __always_inline int drop(const struct frame *f, enum reason reason)
 {
-	count(reason, f->packets ?: 1);
+	settle(f, reason);
 	return TC_ACT_SHOT;
 }
 
@@ -58,14 +58,14 @@ static __always_inline int pass(const struct frame *f, enum reason reason)
 
 static __always_inline int redirected(const struct frame *f, long action, enum reason reason)
 {
-	count(reason, f->packets ?: 1);
+	settle(f, reason);
 	return action;
 }
 
 /* A way out before anything is known of the packet. */
 static __always_inline int drop_blind(enum reason reason)
 {
-	count(reason, 1);
+	settle(NULL, reason);
 	return TC_ACT_SHOT;
 }
 
@@ -73,6 +73,12 @@ static __always_inline int pass_blind(enum reason reason)
 {
 	count(reason, 1);
 	return TC_ACT_UNSPEC;
+}
+
+/* The frame stands before a port, to enter it or come out of it. */
+static __always_inline void stand_at(struct frame *f, __u32 port, __u8 direction)
+{
+	f->port[direction & 1] = port;
 }
 
 /*

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 
-#include "packet.h"
+#include "leave.h"
 
 /*
  * Does this host reach that one? An agent asks through the tunnel, as its load-

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 
-#include "packet.h"
+#include "leave.h"
 
 /* Answer a SYN that nobody takes with a RST from where it went, so that the
  * client knows at once and need not wait for its timeout. */

@@ -102,6 +102,7 @@ static __always_inline int to_station(struct __sk_buff *skb, struct work *w, __u
 
 	if (!pc || pc->vni != vni)
 		return drop(&w->f, REASON_NO_PORT);
+	stand_at(&w->f, port, DIRECTION_IN);
 	reason = admit(skb, w, pc, port);
 	if (reason)
 		return drop(&w->f, reason);

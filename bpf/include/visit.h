@@ -11,6 +11,9 @@ struct frame {
 	enum reason reason; /* what reading the packet came to */
 	__u64 packets;	    /* on the wire; an skb may be many */
 	__u64 bytes;	    /* of IP, with the headers of each */
+	__u32 port[2];	    /* by enum direction: the one here that gets it, the one that has sent it */
+	__u32 rule;	    /* as far as it is known: what has admitted its flow, */
+	__u32 service;	    /* and by what it came */
 };
 
 /* One packet at one port. */

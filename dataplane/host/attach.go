@@ -196,7 +196,7 @@ func (h *Host) renewPort(port uint32) error {
 		}
 		l.Close()
 		k.ifindex = linkIfindex(info)
-		if err := h.attach(k); err != nil {
+		if err := errors.Join(h.ensureStat(port), h.attach(k)); err != nil {
 			return fmt.Errorf("renew port %d: %w", port, err)
 		}
 	}
@@ -228,7 +228,7 @@ func (h *Host) attachPort(ifindex int, port uint32) error {
 	flows := make(chan error, 1)
 	go func() { flows <- h.ensureFlows(port) }()
 	guarded := h.attach(guardHook(port, ifindex))
-	if err := errors.Join(<-flows, guarded); err != nil {
+	if err := errors.Join(<-flows, guarded, h.ensureStat(port)); err != nil {
 		return err
 	}
 	if err := h.forgetIfindex(port, uint32(ifindex)); err != nil {
@@ -261,8 +261,8 @@ func (h *Host) forgetIfindex(port, keep uint32) error {
 	return nil
 }
 
-// DetachPort undoes AttachPort. The port's flows are gone with it: a port made
-// later under the same number inherits nothing. A port that is not attached is
+// DetachPort undoes AttachPort. The port's flows and counters are gone with it: a
+// port made later under the same number inherits nothing. A port that is not attached is
 // no error.
 func (h *Host) DetachPort(port uint32) error {
 	h.mu.Lock()
@@ -277,7 +277,7 @@ func (h *Host) DetachPort(port uint32) error {
 			errs = append(errs, err)
 		}
 	}
-	errs = append(errs, h.forgetFlows(port))
+	errs = append(errs, h.forgetFlows(port), h.forgetStat(port))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("detach port %d: %w", port, err)
 	}

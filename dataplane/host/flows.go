@@ -106,6 +106,9 @@ func putTable(outer *ebpf.Map, port uint32, spec *ebpf.MapSpec) error {
 
 func (h *Host) forgetFlows(port uint32) error {
 	var errs []error
+	if _, err := h.sweepPort(bpf.Sweep{Port: port, All: 1}); err != nil {
+		errs = append(errs, err) // those who follow its flows are not told of their end
+	}
 	for _, outer := range []*ebpf.Map{h.Maps.CtNew, h.Maps.CtEst} {
 		if err := outer.Delete(port); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			errs = append(errs, fmt.Errorf("forget its flows: %w", err))
@@ -254,15 +257,25 @@ func (h *Host) Sweep() (live, expired uint64, err error) {
 		return 0, 0, fmt.Errorf("sweep flows: %w", err)
 	}
 	for port := range ports {
-		s := bpf.Sweep{Port: port}
-		code, err := h.progs["ct_sweep"].Run(&ebpf.RunOptions{Context: &s, ContextOut: &s})
+		s, err := h.sweepPort(bpf.Sweep{Port: port})
 		if err != nil {
-			return live, expired, fmt.Errorf("sweep flows of port %d: %w", port, err)
+			return live, expired, err
 		}
-		if code == 0 {
-			live += uint64(s.Live)
-			expired += uint64(s.Expired)
-		}
+		live += uint64(s.Live)
+		expired += uint64(s.Expired)
 	}
 	return live, expired, nil
+}
+
+// sweepPort makes one pass over a port's flows; without a flow table it does
+// nothing.
+func (h *Host) sweepPort(s bpf.Sweep) (bpf.Sweep, error) {
+	code, err := h.progs["ct_sweep"].Run(&ebpf.RunOptions{Context: &s, ContextOut: &s})
+	if err != nil {
+		return s, fmt.Errorf("sweep flows of port %d: %w", s.Port, err)
+	}
+	if code != 0 {
+		s.Live, s.Expired = 0, 0
+	}
+	return s, nil
 }

@@ -63,6 +63,7 @@ type Maps struct {
 	RuleIds, RuleStats                                *ebpf.Map
 	CtNew, CtEst, CtSwept, Frag, Refusals             *ebpf.Map
 	Neigh, Bum, Listeners, Pace, Punts                *ebpf.Map
+	PortStat, Events, EventStat, Watch                *ebpf.Map
 }
 
 func (m *Maps) byName() map[string]**ebpf.Map {
@@ -78,6 +79,7 @@ func (m *Maps) byName() map[string]**ebpf.Map {
 		"rule_ids": &m.RuleIds, "rule_stats": &m.RuleStats,
 		"ct_new": &m.CtNew, "ct_est": &m.CtEst, "ct_swept": &m.CtSwept, "frag": &m.Frag, "refusals": &m.Refusals,
 		"neigh": &m.Neigh, "bum": &m.Bum, "listeners": &m.Listeners, "pace": &m.Pace, "punts": &m.Punts,
+		"port_stat": &m.PortStat, "events": &m.Events, "event_stat": &m.EventStat, "watch": &m.Watch,
 	}
 }
 
@@ -96,6 +98,8 @@ type Host struct {
 	mu    sync.Mutex
 	progs map[string]*ebpf.Program
 	links map[string]link.Link // by pin name
+
+	events eventReader
 }
 
 // Open brings the host's dataplane up, or takes it over as it is: pinned maps

@@ -1,0 +1,200 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+#include "flow.h"
+#include "visit.h"
+
+/*
+ * What a port's counters and the events say. Nobody waits for an event: without
+ * room in the ring it is lost, beyond its port's rate it is muted, and both are
+ * counted. When nobody has asked, an event costs one test.
+ */
+
+#define EVENTS_PER_SECOND 1000 /* of a port and CPU; a second's worth at once */
+
+/* The record of an event, if there is room and the port has not used up its
+ * rate. With it comes the duty to submit it. */
+static __always_inline struct event *begin_event(__u32 port)
+{
+	struct port_stat *s = bpf_map_lookup_elem(&port_stat, &port);
+	__u64 now = bpf_ktime_get_ns(), from, *due;
+	struct event_stat *all;
+	struct event *e;
+	__u32 zero = 0;
+
+	all = bpf_map_lookup_elem(&event_stat, &zero);
+	if (!all)
+		return NULL;
+	due = s ? &s->due : &all->due;
+	from = *due > now ? *due : now;
+	if (from - now >= SECOND) {
+		all->muted++;
+		return NULL;
+	}
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		all->lost++;
+		return NULL;
+	}
+	*due = from + SECOND / EVENTS_PER_SECOND;
+	all->told++;
+	__builtin_memset(e, 0, sizeof(*e));
+	e->at = now;
+	e->port = port;
+	return e;
+}
+
+/* Events that nobody could tell. */
+static __always_inline void lose_events(__u64 events)
+{
+	__u32 zero = 0;
+	struct event_stat *all = bpf_map_lookup_elem(&event_stat, &zero);
+
+	if (all)
+		all->lost += events;
+}
+
+/* Flows */
+
+static __always_inline bool is_logged(const struct port_cfg *pc, const struct ct *f)
+{
+	return pc->flags & PORT_FLOW_LOG && !(f->flags & (CT_HOST | CT_ALIAS));
+}
+
+/* Say that a flow of a port, which is_logged, has opened or closed. */
+static __noinline int tell_flow(const struct ct_key *key, const struct ct *f, __u32 port, __u8 kind, __u32 reason)
+{
+	bool in = f->direction == DIRECTION_IN;
+	struct event *e = begin_event(port);
+
+	if (!e)
+		return 0;
+	e->opened = f->created;
+	e->packets = f->packets;
+	e->bytes = f->bytes;
+	e->src = in ? key->peer : key->own;
+	e->dst = in ? key->own : key->peer;
+	e->sport = in ? f->peer_port : key->own_port;
+	e->dport = in ? key->own_port : f->peer_port;
+	e->reason = reason;
+	e->rule = f->rule;
+	e->service = f->service;
+	e->proto = key->proto;
+	e->kind = kind;
+	e->direction = f->direction;
+	e->state = f->state;
+	e->audience = EVENT_FOR_LOG;
+	bpf_ringbuf_submit(e, 0);
+	return 0;
+}
+
+/* Packets */
+
+static __always_inline bool is_denial(__u32 reason)
+{
+	return reason == REASON_POLICY_IN || reason == REASON_POLICY_OUT || reason == REASON_NO_POLICY ||
+	       reason == REASON_SMTP;
+}
+
+static __always_inline bool is_watched(__u32 port, __u32 reason)
+{
+	__u32 zero = 0;
+	struct watch *w = bpf_map_lookup_elem(&watch, &zero);
+
+	if (!w || !w->drops_until)
+		return false;
+	if ((w->drops_port && w->drops_port != port) || (w->drops_reason && w->drops_reason != reason))
+		return false;
+	return bpf_ktime_get_ns() < w->drops_until;
+}
+
+/* Who wants to know that a packet was dropped at a port: enum event_audience. */
+static __always_inline __u8 audience_of(__u32 port, __u32 reason)
+{
+	struct port_cfg *pc = is_denial(reason) ? bpf_map_lookup_elem(&port_cfg, &port) : NULL;
+
+	return (pc && pc->flags & PORT_FLOW_LOG ? EVENT_FOR_LOG : 0) | (is_watched(port, reason) ? EVENT_FOR_WATCH : 0);
+}
+
+/* Where a frame that drops is: whoever it goes to judges last. */
+static __always_inline __u8 place_of(const struct frame *f)
+{
+	return f->port[DIRECTION_IN] ? DIRECTION_IN : DIRECTION_OUT;
+}
+
+/* Say that a frame was dropped, if anybody wants to know. */
+static __noinline int tell_drop(const struct frame *f, __u32 reason)
+{
+	__u8 direction = f ? place_of(f) : DIRECTION_IN;
+	__u32 port = f ? f->port[direction] : 0;
+	__u8 audience = audience_of(port, reason);
+	struct event *e = audience ? begin_event(port) : NULL;
+
+	if (!e)
+		return 0;
+	e->reason = reason;
+	e->kind = is_denial(reason) ? EVENT_DENIED : EVENT_DROPPED;
+	e->audience = audience;
+	e->direction = direction;
+	e->packets = 1;
+	if (f) {
+		e->packets = f->packets ?: 1;
+		e->bytes = f->bytes ?: f->ip.length;
+		e->src = f->ip.src;
+		e->dst = f->ip.dst;
+		e->sport = f->ip.sport;
+		e->dport = f->ip.dport;
+		e->proto = f->ip.proto;
+		e->tcp_flags = f->ip.tcp_flags;
+		e->type = f->proto;
+		e->rule = f->rule;
+		e->service = f->service;
+		e->from = direction == DIRECTION_IN ? f->port[DIRECTION_OUT] : 0;
+	}
+	bpf_ringbuf_submit(e, 0);
+	return 0;
+}
+
+/* Counters */
+
+static __always_inline void count_port(__u32 port, __u8 direction, const struct frame *f, bool dropped)
+{
+	struct port_stat *s = port ? bpf_map_lookup_elem(&port_stat, &port) : NULL;
+	__u64 packets = f->packets ?: 1;
+
+	if (!s)
+		return;
+	if (dropped) {
+		s->packets_dropped += packets;
+	} else if (direction == DIRECTION_IN) {
+		s->packets_in += packets;
+		s->bytes_in += f->bytes;
+	} else {
+		s->packets_out += packets;
+		s->bytes_out += f->bytes;
+	}
+}
+
+/* Is it over with the packet? */
+static __always_inline bool is_drop(__u32 reason)
+{
+	return reason >= REASON_MALFORMED || reason == REASON_TOO_BIG_ANSWERED;
+}
+
+/*
+ * Account for a frame that leaves a program, at the ports it stood at. Global, so
+ * that the verifier reads it once. f is NULL when nothing is known of the packet.
+ */
+__noinline int settle(const struct frame *f, __u32 reason)
+{
+	bool dropped = is_drop(reason);
+
+	if (f) {
+		count(reason, f->packets ?: 1);
+		count_port(f->port[DIRECTION_IN], DIRECTION_IN, f, dropped);
+		count_port(f->port[DIRECTION_OUT], DIRECTION_OUT, f, dropped && !f->port[DIRECTION_IN]);
+	} else {
+		count(reason, 1);
+	}
+	return dropped ? tell_drop(f, reason) : 0;
+}
