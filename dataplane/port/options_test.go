@@ -42,16 +42,16 @@ func TestOptions(t *testing.T) {
 		established uint32
 		raised      bool
 	}{
-		"none":                    {port: wire.Port{}},
-		"mail":                    {port: wire.Port{Flags: wire.PortSMTP}, flags: bpf.PortSMTPOpen, raised: true},
-		"a firewall":              {port: wire.Port{Network: 12, Flags: wire.PortFirewall}, flags: bpf.PortFirewall, raised: true},
-		"a public port has it":    {port: wire.Port{Flags: wire.PortFirewall}},
-		"flows are not the maps'": {port: wire.Port{Flags: wire.PortFlowLog}},
-		"both":                    {port: wire.Port{Network: 12, Flags: wire.PortSMTP | wire.PortFirewall}, flags: bpf.PortSMTPOpen | bpf.PortFirewall, raised: true},
-		"an idle time":            {port: wire.Port{Established: 90 * time.Second}, established: 90},
-		"no less than a minute":   {port: wire.Port{Established: time.Second}, established: 60},
-		"no more than five days":  {port: wire.Port{Established: 1000 * time.Hour}, established: 5 * 24 * 3600},
-		"five days":               {port: wire.Port{Established: 5 * 24 * time.Hour}, established: 5 * 24 * 3600},
+		"none":                   {port: wire.Port{}},
+		"mail":                   {port: wire.Port{Flags: wire.PortSMTP}, flags: bpf.PortSMTPOpen, raised: true},
+		"a firewall":             {port: wire.Port{Network: 12, Flags: wire.PortFirewall}, flags: bpf.PortFirewall, raised: true},
+		"a public port has it":   {port: wire.Port{Flags: wire.PortFirewall}},
+		"logged flows":           {port: wire.Port{Flags: wire.PortFlowLog}, flags: bpf.PortFlowLog},
+		"both":                   {port: wire.Port{Network: 12, Flags: wire.PortSMTP | wire.PortFirewall}, flags: bpf.PortSMTPOpen | bpf.PortFirewall, raised: true},
+		"an idle time":           {port: wire.Port{Established: 90 * time.Second}, established: 90},
+		"no less than a minute":  {port: wire.Port{Established: time.Second}, established: 60},
+		"no more than five days": {port: wire.Port{Established: 1000 * time.Hour}, established: 5 * 24 * 3600},
+		"five days":              {port: wire.Port{Established: 5 * 24 * time.Hour}, established: 5 * 24 * 3600},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.port.ID, c.port.MAC = 1, [6]byte{2}

@@ -173,6 +173,9 @@ func options(cfg *bpf.PortCfg, p wire.Port) {
 	if p.Flags&wire.PortSMTP != 0 {
 		cfg.Flags |= bpf.PortSMTPOpen
 	}
+	if p.Flags&wire.PortFlowLog != 0 {
+		cfg.Flags |= bpf.PortFlowLog
+	}
 	if p.Established > 0 {
 		cfg.Established = uint32(min(max(p.Established, minEstablished), maxEstablished) / time.Second)
 	}
