@@ -27,6 +27,7 @@ type (
 	Punt        = uplinkPunt
 	PortCfg     = uplinkPortCfg
 	AddrKey     = uplinkAddrKey
+	AllowKey    = uplinkAllowKey
 	PrefixKey   = uplinkPrefixKey
 	MemberKey   = uplinkMemberKey
 	CidrKey     = uplinkCidrKey

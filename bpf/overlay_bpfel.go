@@ -61,6 +61,8 @@ type overlayProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type overlayMapSpecs struct {
+	AddrAllow   *ebpf.MapSpec `ebpf:"addr_allow"`
+	AddrNet     *ebpf.MapSpec `ebpf:"addr_net"`
 	AddrOk      *ebpf.MapSpec `ebpf:"addr_ok"`
 	AddrPort    *ebpf.MapSpec `ebpf:"addr_port"`
 	BackendStat *ebpf.MapSpec `ebpf:"backend_stat"`
@@ -158,6 +160,8 @@ func (o *overlayObjects) Close() error {
 //
 // It can be passed to loadOverlayObjects or ebpf.CollectionSpec.LoadAndAssign.
 type overlayMaps struct {
+	AddrAllow   *ebpf.Map `ebpf:"addr_allow"`
+	AddrNet     *ebpf.Map `ebpf:"addr_net"`
 	AddrOk      *ebpf.Map `ebpf:"addr_ok"`
 	AddrPort    *ebpf.Map `ebpf:"addr_port"`
 	BackendStat *ebpf.Map `ebpf:"backend_stat"`
@@ -206,6 +210,8 @@ type overlayMaps struct {
 
 func (m *overlayMaps) Close() error {
 	return _OverlayClose(
+		m.AddrAllow,
+		m.AddrNet,
 		m.AddrOk,
 		m.AddrPort,
 		m.BackendStat,

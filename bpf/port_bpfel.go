@@ -77,6 +77,8 @@ type portProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type portMapSpecs struct {
+	AddrAllow   *ebpf.MapSpec `ebpf:"addr_allow"`
+	AddrNet     *ebpf.MapSpec `ebpf:"addr_net"`
 	AddrOk      *ebpf.MapSpec `ebpf:"addr_ok"`
 	AddrPort    *ebpf.MapSpec `ebpf:"addr_port"`
 	BackendStat *ebpf.MapSpec `ebpf:"backend_stat"`
@@ -174,6 +176,8 @@ func (o *portObjects) Close() error {
 //
 // It can be passed to loadPortObjects or ebpf.CollectionSpec.LoadAndAssign.
 type portMaps struct {
+	AddrAllow   *ebpf.Map `ebpf:"addr_allow"`
+	AddrNet     *ebpf.Map `ebpf:"addr_net"`
 	AddrOk      *ebpf.Map `ebpf:"addr_ok"`
 	AddrPort    *ebpf.Map `ebpf:"addr_port"`
 	BackendStat *ebpf.Map `ebpf:"backend_stat"`
@@ -223,6 +227,8 @@ type portMaps struct {
 
 func (m *portMaps) Close() error {
 	return _PortClose(
+		m.AddrAllow,
+		m.AddrNet,
 		m.AddrOk,
 		m.AddrPort,
 		m.BackendStat,

@@ -19,6 +19,13 @@ type uplinkAddrKey struct {
 	Ip   uplinkIp16
 }
 
+type uplinkAllowKey struct {
+	_    structs.HostLayout
+	Bits uint32
+	Port uint32
+	Ip   uplinkIp16
+}
+
 type uplinkBackend struct {
 	_        structs.HostLayout
 	Endpoint uint32
@@ -819,6 +826,8 @@ type uplinkProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type uplinkMapSpecs struct {
+	AddrAllow   *ebpf.MapSpec `ebpf:"addr_allow"`
+	AddrNet     *ebpf.MapSpec `ebpf:"addr_net"`
 	AddrOk      *ebpf.MapSpec `ebpf:"addr_ok"`
 	AddrPort    *ebpf.MapSpec `ebpf:"addr_port"`
 	BackendStat *ebpf.MapSpec `ebpf:"backend_stat"`
@@ -917,6 +926,8 @@ func (o *uplinkObjects) Close() error {
 //
 // It can be passed to loadUplinkObjects or ebpf.CollectionSpec.LoadAndAssign.
 type uplinkMaps struct {
+	AddrAllow   *ebpf.Map `ebpf:"addr_allow"`
+	AddrNet     *ebpf.Map `ebpf:"addr_net"`
 	AddrOk      *ebpf.Map `ebpf:"addr_ok"`
 	AddrPort    *ebpf.Map `ebpf:"addr_port"`
 	BackendStat *ebpf.Map `ebpf:"backend_stat"`
@@ -965,6 +976,8 @@ type uplinkMaps struct {
 
 func (m *uplinkMaps) Close() error {
 	return _UplinkClose(
+		m.AddrAllow,
+		m.AddrNet,
 		m.AddrOk,
 		m.AddrPort,
 		m.BackendStat,

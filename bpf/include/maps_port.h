@@ -37,6 +37,12 @@ struct addr_key {
 	struct ip16 ip;
 };
 
+struct allow_key {
+	__u32 bits; /* 32 + 0..128; 32 + 96 + n for an IPv4 prefix of n bits */
+	__u32 port;
+	struct ip16 ip;
+};
+
 enum prefix_flag {
 	PREFIX_HOST = 1,      /* underlay, management, host: no port may reach it */
 	PREFIX_INSTANCES = 2, /* announced for instances: never the stack's */
@@ -81,6 +87,26 @@ struct {
 	__type(key, struct ip16);
 	__type(value, __u32);
 } addr_port SEC(".maps");
+
+/* Written by the agent: port, range of which it may use any address as a source
+ * → flags (0). Asked only about what addr_ok does not have. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, struct allow_key);
+	__type(value, __u32);
+} addr_allow SEC(".maps");
+
+/* Written by the agent: public range → local port. Asked only about what
+ * addr_port does not have. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, struct prefix_key);
+	__type(value, __u32);
+} addr_net SEC(".maps");
 
 /* Written by the agent: what an address range is → enum prefix_flag. */
 struct {

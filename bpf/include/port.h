@@ -145,10 +145,18 @@ static __always_inline struct port_cfg *port_by_id(__u32 port)
 	return pc && pc->ifindex ? pc : NULL;
 }
 
+/* The local port that has the range which a public address is in. */
+static __noinline __u32 *range_at(const struct ip16 *ip)
+{
+	struct prefix_key key = { .bits = 128, .ip = *ip };
+
+	return bpf_map_lookup_elem(&addr_net, &key);
+}
+
 /* The local port that has a public address. */
 static __noinline struct port_cfg *port_at(const struct ip16 *ip, __u32 *port)
 {
-	__u32 *id = bpf_map_lookup_elem(&addr_port, ip);
+	__u32 *id = bpf_map_lookup_elem(&addr_port, ip) ?: range_at(ip);
 
 	if (!id)
 		return NULL;

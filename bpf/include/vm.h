@@ -6,12 +6,20 @@
 
 /* What a VM may send, and how it is mended on its way. */
 
+/* Is the address in a range that the port may speak for? */
+static __noinline bool owns_range(__u32 port, const struct ip16 *ip)
+{
+	struct allow_key key = { .bits = 32 + 128, .port = port, .ip = *ip };
+
+	return bpf_map_lookup_elem(&addr_allow, &key) != NULL;
+}
+
 /* May the port speak for this address? */
 static __noinline bool owns(__u32 port, const struct ip16 *ip)
 {
 	struct addr_key key = { .port = port, .ip = *ip };
 
-	return bpf_map_lookup_elem(&addr_ok, &key) != NULL;
+	return bpf_map_lookup_elem(&addr_ok, &key) || owns_range(port, ip);
 }
 
 static __always_inline bool is_door(const struct frame *f, const struct cfg *c)
@@ -127,6 +135,8 @@ static __always_inline enum reason check(struct __sk_buff *skb, const struct fra
 
 	if (reason != REASON_MALFORMED && !owns(port, &f->ip.src))
 		return REASON_SPOOFED_IP;
+	if (!reason && is_bad_source(&f->ip))
+		return REASON_BAD_SOURCE; /* whatever ranges the port has */
 	if (!reason)
 		reason = check_destination(f, c);
 	if (!reason)

@@ -59,6 +59,7 @@ type Maps struct {
 	Backends, Nexthops, SvcStat, BackendStat          *ebpf.Map
 	Vteps, VtepSeen, Local, Fdb                       *ebpf.Map
 	PortCfg, IfindexPort, AddrOk, AddrPort, Prefixes  *ebpf.Map
+	AddrAllow, AddrNet                                *ebpf.Map
 	Members, Cidr, PeerBm, CidrBm, PortBounds, PortBm *ebpf.Map
 	RuleIds, RuleStats                                *ebpf.Map
 	CtNew, CtEst, CtSwept, Frag, Refusals             *ebpf.Map
@@ -73,7 +74,7 @@ func (m *Maps) byName() map[string]**ebpf.Map {
 		"backends": &m.Backends, "nexthops": &m.Nexthops, "svc_stat": &m.SvcStat, "backend_stat": &m.BackendStat,
 		"vteps": &m.Vteps, "vtep_seen": &m.VtepSeen, "local": &m.Local, "fdb": &m.Fdb,
 		"port_cfg": &m.PortCfg, "ifindex_port": &m.IfindexPort, "addr_ok": &m.AddrOk,
-		"addr_port": &m.AddrPort, "prefixes": &m.Prefixes,
+		"addr_port": &m.AddrPort, "addr_allow": &m.AddrAllow, "addr_net": &m.AddrNet, "prefixes": &m.Prefixes,
 		"members": &m.Members, "cidr": &m.Cidr, "peer_bm": &m.PeerBm, "cidr_bm": &m.CidrBm,
 		"port_bounds": &m.PortBounds, "port_bm": &m.PortBm,
 		"rule_ids": &m.RuleIds, "rule_stats": &m.RuleStats,

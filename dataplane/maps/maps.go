@@ -35,10 +35,12 @@ const (
 	Members
 	Attach
 	AddrOK
+	AddrAllow
 	Fdb
 	Neigh
 	PortCfg
 	AddrPort
+	AddrNet
 	Quota
 	Bum
 	Backends
@@ -71,10 +73,12 @@ var traits = [mapEnd]trait{
 	Members:    {name: "members", early: true},
 	Attach:     {name: "attach"},
 	AddrOK:     {name: "addr_ok"},
+	AddrAllow:  {name: "addr_allow"},
 	Fdb:        {name: "fdb"},
 	Neigh:      {name: "neigh"},
 	PortCfg:    {name: "port_cfg"},
 	AddrPort:   {name: "addr_port"},
+	AddrNet:    {name: "addr_net"},
 	Quota:      {name: "quota"},
 	Bum:        {name: "bum"},
 	Backends:   {name: "backends", grace: true},

@@ -21,7 +21,7 @@ func u32(b string) uint32 { return binary.NativeEndian.Uint32([]byte(b)) }
 
 func printKey(id ID) string {
 	switch id.Map {
-	case Prefixes:
+	case Prefixes, AddrNet:
 		k := As[bpf.PrefixKey](id.Key)
 		return prefix(k.Ip, k.Bits)
 	case Vteps, VIPAddr4:
@@ -50,6 +50,9 @@ func printKey(id ID) string {
 	case AddrOK:
 		k := As[bpf.AddrKey](id.Key)
 		return fmt.Sprintf("%d/%s", k.Port, k.Ip.Addr())
+	case AddrAllow:
+		k := As[bpf.AllowKey](id.Key)
+		return fmt.Sprintf("%d/%s", k.Port, prefix(k.Ip, k.Bits-32))
 	case Fdb:
 		k := As[bpf.FdbKey](id.Key)
 		return fmt.Sprintf("%d/%s", k.Vni, net.HardwareAddr(k.Mac[:]))

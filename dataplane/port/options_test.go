@@ -4,6 +4,7 @@ package port
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -90,6 +91,52 @@ func TestQuota(t *testing.T) {
 			case there && want != maps.U32(c.want):
 				t.Errorf("%d flows: quota %v, want %d", c.flows, []byte(want), c.want)
 			}
+		}
+	}
+}
+
+// What a port has beside its addresses: single ones go among these, ranges into
+// maps of their own, and what would hold IPv4 among IPv6 nowhere.
+func TestFurtherAddresses(t *testing.T) {
+	prefixes := func(list ...string) (out []netip.Prefix) {
+		for _, s := range list {
+			out = append(out, netip.MustParsePrefix(s))
+		}
+		return out
+	}
+	start, end := netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("10.0.0.9")
+	network := wire.Network{VNI: 7, Lease: &wire.Lease{Server: end, Bits: 24, Start: start, End: end}}
+	ranges := prefixes("198.51.100.7/32", "203.0.113.65/26", "2001:db8:1::/96", "2001:db8::7/128", "::/0", "::ffff:0:0/97")
+	for _, c := range []struct {
+		port wire.Port
+		want []string
+	}{
+		{wire.Port{ID: 1, Allowed: ranges}, []string{
+			"addr_ok 1/198.51.100.7 = 0", "addr_ok 1/2001:db8::7 = 0", "addr_allow 1/203.0.113.64/26 = 0", "addr_allow 1/2001:db8:1::/96 = 0",
+		}},
+		{wire.Port{ID: 1, Active: ranges}, []string{
+			"addr_port 198.51.100.7 = 1", "addr_port 2001:db8::7 = 1", "addr_net 203.0.113.64/26 = 1", "addr_net 2001:db8:1::/96 = 1",
+		}},
+		{wire.Port{ID: 1, Network: 7, Allowed: prefixes("10.1.0.0/16", "10.2.0.1/32"), Active: ranges}, []string{
+			"addr_ok 1/10.2.0.1 = 0", "addr_allow 1/10.1.0.0/16 = 0",
+		}},
+	} {
+		desired := tableOf(t, network, c.port)
+		defer desired.Close()
+		u, err := NewBuilder(desired.View(), Facts{}, maps.NewImage(), nil).Unit("port/1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, e := range u.Want {
+			if e.Map != maps.PortCfg && e.Map != maps.Fdb {
+				got = append(got, e.String())
+			}
+		}
+		slices.Sort(got)
+		slices.Sort(c.want)
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%+v wants\n%q, want\n%q", c.port, got, c.want)
 		}
 	}
 }

@@ -153,8 +153,8 @@ func (b *Builder) port(u *maps.Unit, p wire.Port) error {
 			u.Want = append(u.Want, maps.Make(maps.AddrPort, bpf.IP16(a), p.ID))
 		}
 	}
+	b.further(u, p)
 	if p.Network == 0 {
-		b.elastic(u, p)
 		u.Want = append(u.Want, maps.Make(maps.Fdb, bpf.FdbKey{Vni: bpf.LBVNI, Mac: p.MAC}, bpf.Station{Port: p.ID}))
 	}
 	u.Want = append(u.Want, maps.Entry{ID: key, Value: maps.Bytes(cfg)})
@@ -196,19 +196,34 @@ func quota(p wire.Port) uint32 {
 	return min(p.Flows, maxQuota)
 }
 
-// elastic lets a port speak for its elastic IPs, and brings to it those that are
-// active here. Only single addresses have a map; a range has none.
-func (b *Builder) elastic(u *maps.Unit, p wire.Port) {
-	for _, e := range p.Allowed {
-		if e.IsSingleIP() {
-			u.Want = append(u.Want, maps.Make(maps.AddrOK, bpf.AddrKey{Port: p.ID, Ip: bpf.IP16(e.Addr())}, uint32(0)))
+// further lets a port speak for what it has beside its own addresses: elastic IPs
+// and ranges. Those that are active here come to it; in a private network ARP and
+// ND find them.
+func (b *Builder) further(u *maps.Unit, p wire.Port) {
+	for _, a := range p.Allowed {
+		switch {
+		case a.IsSingleIP():
+			u.Want = append(u.Want, maps.Make(maps.AddrOK, bpf.AddrKey{Port: p.ID, Ip: bpf.IP16(a.Addr())}, uint32(0)))
+		case isRange(a):
+			key := bpf.AllowKey{Bits: bpf.PrefixBits(a, 32), Port: p.ID, Ip: bpf.IP16(a.Masked().Addr())}
+			u.Want = append(u.Want, maps.Make(maps.AddrAllow, key, uint32(0)))
 		}
 	}
-	for _, e := range p.Active {
-		if e.IsSingleIP() {
-			u.Want = append(u.Want, maps.Make(maps.AddrPort, bpf.IP16(e.Addr()), p.ID))
+	for _, a := range p.Active {
+		switch {
+		case p.Network != 0:
+		case a.IsSingleIP():
+			u.Want = append(u.Want, maps.Make(maps.AddrPort, bpf.IP16(a.Addr()), p.ID))
+		case isRange(a):
+			u.Want = append(u.Want, maps.Make(maps.AddrNet, bpf.PrefixKey{Bits: bpf.PrefixBits(a, 0), Ip: bpf.IP16(a.Masked().Addr())}, p.ID))
 		}
 	}
+}
+
+// isRange tells whether a range of IPv6 is one: in the maps an IPv4 address lies
+// among those of IPv6, and who has all of these has no IPv4 address by that.
+func isRange(p netip.Prefix) bool {
+	return p.IsValid() && (p.Addr().Is4() || !p.Overlaps(mapped))
 }
 
 // Overhead is what a frame of a private network gets in front between hosts,

@@ -59,6 +59,7 @@ type (
 // Port of an instance.
 type Port struct {
 	Addresses  []netip.Addr
+	Ranges     []netip.Prefix // of which it has all addresses, but for those of others
 	MAC        frame.MAC
 	Groups     []GroupID
 	MTU        int           // of IP; 0: any
@@ -105,14 +106,21 @@ func (h *Host) Group(id GroupID) *Group {
 	return g
 }
 
-// port that has an address.
+// port that has an address: itself, or in the smallest range.
 func (h *Host) at(addr netip.Addr) (PortID, *Port) {
+	var found PortID
+	bits := -1
 	for id, p := range h.Ports {
 		if slices.Contains(p.Addresses, addr) {
 			return id, p
 		}
+		for _, r := range p.Ranges {
+			if r.Contains(addr) && r.Bits() > bits {
+				found, bits = id, r.Bits()
+			}
+		}
 	}
-	return 0, nil
+	return found, h.Ports[found]
 }
 
 // Rules are the union of the port's groups' rules. The order is that of ids, so

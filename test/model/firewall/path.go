@@ -114,6 +114,9 @@ func (h *Host) maySend(p *Port, x Headers, why Reason) Reason {
 	if why != None {
 		return why
 	}
+	if isSpecial(x.Src) {
+		return BadSource
+	}
 	if x.Dst == h.Probe {
 		return sizes(p, x)
 	}
@@ -132,7 +135,7 @@ func owns(p *Port, a netip.Addr) bool {
 			return true
 		}
 	}
-	return false
+	return within(a.Unmap(), p.Ranges)
 }
 
 func within(a netip.Addr, prefixes []netip.Prefix) bool {

@@ -167,6 +167,7 @@ func (k *Kernel) items(h *firewall.Host) []wire.Item {
 	for _, id := range scenario.Ports {
 		p := h.Ports[id]
 		item := wire.Port{ID: uint32(id), MAC: [6]byte(p.MAC), Addresses: p.Addresses, MTU: uint32(p.MTU), Established: p.Idle}
+		item.Allowed, item.Active = p.Ranges, p.Ranges
 		if p.Mail {
 			item.Flags |= wire.PortSMTP
 		}

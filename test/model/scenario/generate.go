@@ -203,6 +203,9 @@ func (g *Generator) fresh() *Send {
 	if v6 {
 		own = Addresses(id)[1]
 	}
+	if g.one(5) {
+		own = g.ranged(v6)
+	}
 	var s frame.Spec
 	s.Proto = pick[uint8](g, frame.TCP, frame.TCP, frame.TCP, frame.UDP, frame.UDP, frame.ICMP, frame.ICMP, 47, 50, 200)
 	if s.Proto == frame.ICMP && v6 {
@@ -226,6 +229,16 @@ func (g *Generator) fresh() *Send {
 		return &Send{Hook: Uplink, Spec: s, Service: g.service(s)}
 	}
 	return &Send{Hook: VM, Port: id, Spec: turn(s)}
+}
+
+// ranged is an address of a range of the ports, or just outside.
+func (g *Generator) ranged(v6 bool) netip.Addr {
+	if v6 {
+		return netip.MustParseAddr(pick(g, "2001:db8:6:5::", "2001:db8:6:5::7fff:ffff", "2001:db8:6:5::8000:0", "2001:db8:6:5::ffff:ffff",
+			"2001:db8:6:5:0:1::", "2001:db8:6:4:ffff:ffff:ffff:ffff"))
+	}
+	return netip.MustParseAddr(pick(g, "198.51.101.16", "198.51.101.23", "198.51.101.24", "198.51.101.27", "198.51.101.28", "198.51.101.31",
+		"198.51.101.15", "198.51.101.32"))
 }
 
 func (g *Generator) window() uint16 { return pick[uint16](g, 0, 1, 1000, 65535) }

@@ -53,11 +53,19 @@ func Addresses(id firewall.PortID) []netip.Addr {
 	return []netip.Addr{netip.AddrFrom4([4]byte{198, 51, 100, byte(id)}), netip.AddrFrom16(v6)}
 }
 
+// Ranges of a port. Port 6 has a part of port 5's.
+func Ranges(id firewall.PortID) []netip.Prefix {
+	if id == Ports[0] {
+		return []netip.Prefix{netip.MustParsePrefix("198.51.101.16/28"), netip.MustParsePrefix("2001:db8:6:5::/96")}
+	}
+	return []netip.Prefix{netip.MustParsePrefix("198.51.101.24/30"), netip.MustParsePrefix("2001:db8:6:5::8000:0/97")}
+}
+
 // Facts of the world.
 func Facts() firewall.Facts {
 	return firewall.Facts{
 		Own:    []netip.Prefix{netip.MustParsePrefix("10.64.0.0/16"), netip.MustParsePrefix("2001:db8:64::/48")},
-		Served: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8:5::/64")},
+		Served: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/23"), netip.MustParsePrefix("2001:db8:5::/64"), netip.MustParsePrefix("2001:db8:6::/48")},
 		Probe:  Probe, Uplink: UplinkMAC, Gateway: GatewayMAC, Door: DoorMAC,
 		Services: map[firewall.ServiceID]firewall.Service{
 			TCPService: {Proto: frame.TCP, VIP: VIP},
@@ -70,7 +78,7 @@ func Facts() firewall.Facts {
 func NewModel() *firewall.Host {
 	h := firewall.NewHost(Facts())
 	for _, id := range Ports {
-		h.Ports[id] = &firewall.Port{Addresses: Addresses(id), MAC: PortMAC(id), MTU: MTU, Generation: 1}
+		h.Ports[id] = &firewall.Port{Addresses: Addresses(id), Ranges: Ranges(id), MAC: PortMAC(id), MTU: MTU, Generation: 1}
 	}
 	h.Ports[Ports[1]].Idle = Idle
 	return h
