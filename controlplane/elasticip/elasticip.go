@@ -201,7 +201,7 @@ func (e *Elastics) change(ctx context.Context, c api.Call, fn func(cloud.Elastic
 		d.Generation++
 		plan.Generation = d.Generation
 		if plan.Done = len(d.Body.Attached) == 0; plan.Done {
-			d.Body.Status = string(running)
+			d.Body.Status = string(operation.StateRunning)
 		}
 		return plan, e.revise(tx, op, before, d)
 	})

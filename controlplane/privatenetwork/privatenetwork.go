@@ -213,7 +213,7 @@ func (n networks) change(ctx context.Context, c api.Call, fn func(cloud.PrivateN
 		}
 		plan.Tightens = !before.Firewall && result.Firewall
 		if plan.Done = len(all) == 0; plan.Done {
-			d.Body.Status = string(running)
+			d.Body.Status = string(operation.StateRunning)
 		}
 		return plan, store.Put(tx, op, d)
 	})

@@ -3,8 +3,6 @@
 package securitygroup
 
 import (
-	"errors"
-
 	"cairn/controlplane/fsm"
 	"cairn/controlplane/operation"
 	"cairn/controlplane/store"
@@ -19,10 +17,6 @@ const (
 	deleted  fsm.State = "deleted"
 )
 
-// recompile is the one effect: the row has changed, and the agents follow it
-// by the change log.
-var recompile = []fsm.Effect{{Name: "recompile", Idempotent: true}}
-
 // machine of a group. A change of a group that is on its way is stored at
 // once, under the next generation, and waited for by its own operation. Only a
 // group without members can be deleted, so there is nothing to wait for then.
@@ -33,7 +27,7 @@ var machine = fsm.Machine{
 	Timeout: operation.Deadline,
 	Delete:  operation.Delete,
 	Rows: []fsm.Row{
-		{State: creating, Kind: fsm.Transient, Effects: recompile, On: map[fsm.Event]fsm.Edge{
+		{State: creating, Kind: fsm.Transient, Effects: operation.Recompile, On: map[fsm.Event]fsm.Edge{
 			operation.Update: fsm.To(creating), operation.Delete: fsm.To(deleted),
 			operation.Acked: fsm.To(running), operation.Nacked: fsm.To(failed), operation.Deadline: fsm.To(failed),
 		}},
@@ -41,7 +35,7 @@ var machine = fsm.Machine{
 			operation.Update: fsm.To(updating), operation.Delete: fsm.To(deleted),
 			operation.Acked: fsm.Ignore(), operation.Nacked: fsm.Ignore(), operation.Deadline: fsm.Ignore(),
 		}},
-		{State: updating, Kind: fsm.Transient, Effects: recompile, On: map[fsm.Event]fsm.Edge{
+		{State: updating, Kind: fsm.Transient, Effects: operation.Recompile, On: map[fsm.Event]fsm.Edge{
 			operation.Update: fsm.To(updating), operation.Delete: fsm.To(deleted),
 			// The stored wish stays and the agents follow it, late if they must.
 			operation.Acked: fsm.To(running), operation.Nacked: fsm.To(running), operation.Deadline: fsm.To(running),
@@ -50,7 +44,7 @@ var machine = fsm.Machine{
 			operation.Update: fsm.To(updating), operation.Delete: fsm.To(deleted),
 			operation.Acked: fsm.To(running), operation.Nacked: fsm.Ignore(), operation.Deadline: fsm.Ignore(),
 		}},
-		{State: deleted, Kind: fsm.Terminal, Effects: recompile, On: map[fsm.Event]fsm.Edge{
+		{State: deleted, Kind: fsm.Terminal, Effects: operation.Recompile, On: map[fsm.Event]fsm.Edge{
 			operation.Update: fsm.Refuse("it is deleted"), operation.Delete: fsm.Ignore(),
 			operation.Acked: fsm.Ignore(), operation.Nacked: fsm.Ignore(), operation.Deadline: fsm.Ignore(),
 		}},
@@ -58,28 +52,9 @@ var machine = fsm.Machine{
 }
 
 // Noun is what the gate knows of security groups.
-var Noun = operation.Noun{Kind: store.KindSecurityGroup, Settle: settle}
+var Noun = operation.Noun{
+	Kind:   store.KindSecurityGroup,
+	Settle: operation.Settle(&machine, func(d *store.SecurityGroupDoc) *string { return &d.Status }),
+}
 
 func state(d store.Doc[store.SecurityGroupDoc]) fsm.State { return fsm.State(d.Body.Status) }
-
-// settle moves a group by what became of the operation that waits for its
-// present generation. Operations of an older one end on their own; those that
-// change who is in the group (generation 0) leave it as it is.
-func settle(tx *store.Tx, op store.Operation, e fsm.Event, _ operation.Outcome) error {
-	if op.Generation == 0 {
-		return nil
-	}
-	d, err := store.Get[store.SecurityGroupDoc](tx, op.Org, op.Subject.ID)
-	if errors.Is(err, store.ErrNotFound) {
-		return nil
-	}
-	if err != nil || d.Generation != op.Generation {
-		return err
-	}
-	r := machine.Next(state(d), e)
-	if r.Verdict != fsm.Handled {
-		return nil
-	}
-	d.Body.Status = string(r.State)
-	return store.Put(tx, op.ID, d)
-}
