@@ -100,7 +100,11 @@ func Up(ctx context.Context, cfg Config) (*Lab, error) {
 		Name: cfg.Name, Created: time.Now(), Owner: cfg.owner, Hypervisors: cfg.Hypervisors, Clients: cfg.Clients, Roles: cfg.Roles,
 		Router: cfg.Router, Bin: cfg.Bin, Pins: filepath.Join(pinFolder, cfg.Name),
 	}}
-	if err := l.up(ctx); err != nil {
+	err = l.up(ctx)
+	if err == nil {
+		err = ctx.Err() // it may have ended when nothing was left to wait for
+	}
+	if err != nil {
 		err = errors.Join(fmt.Errorf("lab %s up: %w", cfg.Name, err), l.lastWords())
 		if downErr := l.Down(); downErr != nil {
 			err = errors.Join(err, downErr)
