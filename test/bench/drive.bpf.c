@@ -158,17 +158,26 @@ int floor_xdp(struct xdp_md *xdp)
 	return XDP_TX;
 }
 
+/* A sum of 16-bit words as a checksum. */
+static __always_inline __u16 folded(__u32 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~((sum & 0xffff) + (sum >> 16));
+}
+
 /*
  * Sends frames of the shape on through the device of note[0], for a run with
  * live frames. Those are recycled as the receiver has left them, so every byte
- * of the head is written each time; the IPv4 checksum is made up from note[1],
- * the sum of the header's words without the varied address.
+ * of the head is written each time. Checksums are made up: IPv4's from note[1],
+ * the sum of the header's words without the varied address; that of L4, which
+ * lies at note[3] unless that is 0, from note[2], the sum of the words that it
+ * covers without what is varied.
  */
 SEC("xdp")
 int spray(struct xdp_md *xdp)
 {
 	struct shape *s = bpf_map_lookup_elem(&shapes, &only);
-	__u32 address = 0, length, sum;
+	__u32 address = 0, length, varied;
 	__u16 port = 0, check;
 
 	if (!s)
@@ -180,10 +189,13 @@ int spray(struct xdp_md *xdp)
 	bpf_xdp_store_bytes(xdp, 0, s->head, length);
 	bpf_xdp_store_bytes(xdp, s->address_at, &address, sizeof(address));
 	bpf_xdp_store_bytes(xdp, s->port_at, &port, sizeof(port));
-	sum = s->note[1] + (address & 0xffff) + (address >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	check = ~((sum & 0xffff) + (sum >> 16));
+	varied = (address & 0xffff) + (address >> 16);
+	check = folded(s->note[1] + varied);
 	bpf_xdp_store_bytes(xdp, 24, &check, sizeof(check));
+	if (s->note[3]) {
+		check = folded(s->note[2] + varied + port);
+		bpf_xdp_store_bytes(xdp, s->note[3], &check, sizeof(check));
+	}
 	return bpf_redirect(s->note[0], 0);
 }
 

@@ -4,6 +4,7 @@ package bench
 
 import (
 	"fmt"
+	"math/bits"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -21,7 +22,8 @@ func (d *Driver) Spray(device int, s Shape, packets uint32) (time.Duration, erro
 	if err := d.objects.Shapes.Lookup(uint32(0), &shape); err != nil {
 		return 0, err
 	}
-	shape.Note = [4]uint32{uint32(device), headerSum(s)}
+	sum, at := payloadSum(s)
+	shape.Note = [4]uint32{uint32(device), headerSum(s), sum, at}
 	if err := d.objects.Shapes.Put(uint32(0), &shape); err != nil {
 		return 0, err
 	}
@@ -47,6 +49,28 @@ func headerSum(s Shape) uint32 {
 		sum += uint32(s.Frame[at]) | uint32(s.Frame[at+1])<<8
 	}
 	return sum
+}
+
+// payloadSum adds the words that the checksum of TCP covers, without it and
+// without what is varied, and says where it lies. That of UDP is left out.
+func payloadSum(s Shape) (sum, at uint32) {
+	const ipv4, tcp = 14, 6
+	l4 := ipv4 + int(s.Frame[ipv4]&15)*4
+	if s.Frame[ipv4+9] != tcp {
+		return 0, 0
+	}
+	at = uint32(l4 + 16)
+	end := ipv4 + (int(s.Frame[ipv4+2])<<8 | int(s.Frame[ipv4+3]))
+	for i := 26; i < end; i += 2 { // the addresses first
+		if (i >= 34 && i < l4) || i == int(at) || i == s.AddressAt || i == s.AddressAt+2 || i == s.PortAt {
+			continue
+		}
+		sum += uint32(s.Frame[i])
+		if i+1 < end {
+			sum += uint32(s.Frame[i+1]) << 8
+		}
+	}
+	return sum + tcp<<8 + uint32(bits.ReverseBytes16(uint16(end-l4))), at
 }
 
 // Sprayed is how many packets of a spray Rate times: an nftables list takes its
