@@ -19,7 +19,7 @@ import (
 	"cairn/cloud/wire"
 	"cairn/dataplane/host"
 	"cairn/test/bench"
-	"cairn/test/bench/rig"
+	"cairn/test/rig"
 )
 
 func main() {

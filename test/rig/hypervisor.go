@@ -104,16 +104,21 @@ func gateway(via netip.Addr) error {
 // with the rig.
 func (h *Hypervisor) Open() error {
 	err := h.Space.Do(func() (err error) {
-		if h.Host, err = host.Open(h.Config); err != nil {
-			return err
-		}
-		h.kernel, err = maps.NewKernel(h.Host)
+		h.Host, err = host.Open(h.Config)
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("open %s: %w", Name(h.Number), err)
 	}
 	h.rig.Defer(h.Shut)
+	return h.begin()
+}
+
+// begin the loop over the maps as they are.
+func (h *Hypervisor) begin() (err error) {
+	if h.kernel, err = maps.NewKernel(h.Host); err != nil {
+		return err
+	}
 	h.loop, err = agent.NewLoop(h.kernel, table.Mark{}, nlb.Capacities{
 		Slots: h.kernel.Capacity(maps.Slots), Services: h.kernel.Capacity(maps.Svc), Nexthops: h.kernel.Capacity(maps.Nexthops),
 	})
@@ -122,12 +127,7 @@ func (h *Hypervisor) Open() error {
 
 // Shut ends the dataplane: nothing of it stays in force.
 func (h *Hypervisor) Shut() error {
-	if h.Host == nil {
-		return nil
-	}
-	err := errors.Join(h.kernel.Close(), h.Host.Close())
-	h.Host = nil
-	return errors.Join(err, h.Remove())
+	return errors.Join(h.Let(), h.Remove())
 }
 
 // Remove what an agent has left in force.

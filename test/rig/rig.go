@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package rig owns the machines that are measured: hypervisors with the shipped
-// dataplane, guests and an underlay, in network namespaces without names, that
-// end with the process however it ends. It says what the tables hold and has the
-// agent's own loop program that. It judges nothing. Start at Alone, New and
-// Hypervisor.
+// Package rig owns the machines that benchmarks and lab tests of the dataplane
+// use: hypervisors with the shipped programs, guests and an underlay, in network
+// namespaces without names, that end with the process however it ends. It says
+// what the tables hold and has the agent's own loop program that. It judges
+// nothing. Start at Alone, New and Hypervisor.
 package rig
 
 import (

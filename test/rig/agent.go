@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -48,8 +49,9 @@ func (h *Hypervisor) Agent(program, state string, tables table.View) (*Agent, er
 func (a *Agent) Start() error {
 	c := a.hypervisor.Config
 	cmd := exec.Command(a.program, "--name", Name(a.hypervisor.Number), "--state", a.state, "--pins", c.Pins,
-		"--uplink", c.Uplink, "--endpoint", c.Endpoint.String(), "--control", "127.0.0.1:9", "--socket", filepath.Join(a.state, "sock"))
+		"--uplink", c.Uplink, "--endpoint", c.Endpoint.String(), "--control", "127.0.0.1:9", "--socket", a.socket())
 	cmd.Stdout, cmd.Stderr = &a.log, &a.log
+	_ = os.Remove(a.socket()) // of one that was killed
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := a.hypervisor.Space.Do(cmd.Start); err != nil {
 		return fmt.Errorf("start the agent: %w", err)
@@ -57,6 +59,24 @@ func (a *Agent) Start() error {
 	a.cmd = cmd
 	return nil
 }
+
+// Runs waits until the agent that was started answers questions: by then it has
+// taken the dataplane over.
+func (a *Agent) Runs(patience time.Duration) error {
+	deadline := time.Now().Add(patience)
+	for {
+		conn, err := net.Dial("unix", a.socket())
+		if err == nil {
+			return conn.Close()
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the agent does not answer: %w; it says: %s", err, a.Log())
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+}
+
+func (a *Agent) socket() string { return filepath.Join(a.state, "sock") }
 
 // PID of the process.
 func (a *Agent) PID() int { return a.cmd.Process.Pid }
