@@ -3,6 +3,7 @@
 
 #include "export.h"
 #include "multicast.h"
+#include "toobig.h" /* for its map alone: all objects declare the same ones */
 
 /*
  * The vxlan device: frames of private networks from other hosts. The kernel has

@@ -101,6 +101,8 @@ type overlayMapSpecs struct {
 	Slots       *ebpf.MapSpec `ebpf:"slots"`
 	Svc         *ebpf.MapSpec `ebpf:"svc"`
 	SvcStat     *ebpf.MapSpec `ebpf:"svc_stat"`
+	Told        *ebpf.MapSpec `ebpf:"told"`
+	TooBigs     *ebpf.MapSpec `ebpf:"too_bigs"`
 	Vip4        *ebpf.MapSpec `ebpf:"vip4"`
 	VipBits     *ebpf.MapSpec `ebpf:"vip_bits"`
 	Vipaddr4    *ebpf.MapSpec `ebpf:"vipaddr4"`
@@ -200,6 +202,8 @@ type overlayMaps struct {
 	Slots       *ebpf.Map `ebpf:"slots"`
 	Svc         *ebpf.Map `ebpf:"svc"`
 	SvcStat     *ebpf.Map `ebpf:"svc_stat"`
+	Told        *ebpf.Map `ebpf:"told"`
+	TooBigs     *ebpf.Map `ebpf:"too_bigs"`
 	Vip4        *ebpf.Map `ebpf:"vip4"`
 	VipBits     *ebpf.Map `ebpf:"vip_bits"`
 	Vipaddr4    *ebpf.Map `ebpf:"vipaddr4"`
@@ -250,6 +254,8 @@ func (m *overlayMaps) Close() error {
 		m.Slots,
 		m.Svc,
 		m.SvcStat,
+		m.Told,
+		m.TooBigs,
 		m.Vip4,
 		m.VipBits,
 		m.Vipaddr4,

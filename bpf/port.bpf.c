@@ -31,7 +31,7 @@ static __always_inline int to_neighbour(struct __sk_buff *skb, struct work *w, c
 {
 	stand_at(&w->f, port, DIRECTION_IN);
 	begin_visit(&w->v, &w->f, port, DIRECTION_IN);
-	return deliver_to(skb, w, pc);
+	return deliver_to(skb, w, pc, GUARD_MARK);
 }
 
 static __always_inline int to_uplink(struct __sk_buff *skb, const struct frame *f, const struct cfg *c)
@@ -96,9 +96,13 @@ int vm_in(struct __sk_buff *skb)
 		return from_nd(skb, &w->f, pc, *port);
 	if (!w->f.reason && is_dhcp(&w->f.ip))
 		return from_dhcp(skb, &w->f, *port);
-	reason = check(skb, &w->f, c, pc, *port);
+	reason = check(&w->f, c, *port);
 	if (reason)
 		return drop(&w->f, reason);
+	if (is_too_big(skb, &w->f, pc))
+		return too_big_out(skb, &w->f, pc, *port);
+	if (w->f.ip.ttl <= 1)
+		return drop(&w->f, REASON_TTL);
 	return from_vm(skb, w, c, pc, *port);
 }
 
@@ -141,7 +145,7 @@ int svc_in(struct __sk_buff *skb)
 	stand_at(&w->f, port, DIRECTION_IN);
 	begin_visit(&w->v, &w->f, port, DIRECTION_IN);
 	w->v.host = true;
-	return deliver_to(skb, w, pc);
+	return deliver_to(skb, w, pc, 0);
 }
 
 /* sweep_flow, of a port with PORT_FLOW_LOG. */

@@ -117,6 +117,7 @@ type portMapSpecs struct {
 	Slots       *ebpf.MapSpec `ebpf:"slots"`
 	Svc         *ebpf.MapSpec `ebpf:"svc"`
 	SvcStat     *ebpf.MapSpec `ebpf:"svc_stat"`
+	Told        *ebpf.MapSpec `ebpf:"told"`
 	TooBigs     *ebpf.MapSpec `ebpf:"too_bigs"`
 	Vip4        *ebpf.MapSpec `ebpf:"vip4"`
 	VipBits     *ebpf.MapSpec `ebpf:"vip_bits"`
@@ -216,6 +217,7 @@ type portMaps struct {
 	Slots       *ebpf.Map `ebpf:"slots"`
 	Svc         *ebpf.Map `ebpf:"svc"`
 	SvcStat     *ebpf.Map `ebpf:"svc_stat"`
+	Told        *ebpf.Map `ebpf:"told"`
 	TooBigs     *ebpf.Map `ebpf:"too_bigs"`
 	Vip4        *ebpf.Map `ebpf:"vip4"`
 	VipBits     *ebpf.Map `ebpf:"vip_bits"`
@@ -267,6 +269,7 @@ func (m *portMaps) Close() error {
 		m.Slots,
 		m.Svc,
 		m.SvcStat,
+		m.Told,
 		m.TooBigs,
 		m.Vip4,
 		m.VipBits,

@@ -182,7 +182,7 @@ static __always_inline int to_instance(struct __sk_buff *skb, struct work *w, co
 		reason = heed(note, &w->v);
 	if (reason)
 		return drop(&w->f, reason);
-	return deliver_to(skb, w, pc);
+	return deliver_to(skb, w, pc, 0);
 }
 
 /* The port whose backend the note names. */

@@ -632,6 +632,17 @@ const (
 	uplinkSvcFlagSVC_PANIC       uplinkSvcFlag = 2
 )
 
+type uplinkTold struct {
+	_   structs.HostLayout
+	In  uint64
+	Out uint64
+}
+
+type uplinkTooBigRoom struct {
+	_    structs.HostLayout
+	Word [38]uint64
+}
+
 type uplinkVerdictFlag uint32
 
 const (
@@ -866,6 +877,8 @@ type uplinkMapSpecs struct {
 	Slots       *ebpf.MapSpec `ebpf:"slots"`
 	Svc         *ebpf.MapSpec `ebpf:"svc"`
 	SvcStat     *ebpf.MapSpec `ebpf:"svc_stat"`
+	Told        *ebpf.MapSpec `ebpf:"told"`
+	TooBigs     *ebpf.MapSpec `ebpf:"too_bigs"`
 	Vip4        *ebpf.MapSpec `ebpf:"vip4"`
 	VipBits     *ebpf.MapSpec `ebpf:"vip_bits"`
 	Vipaddr4    *ebpf.MapSpec `ebpf:"vipaddr4"`
@@ -966,6 +979,8 @@ type uplinkMaps struct {
 	Slots       *ebpf.Map `ebpf:"slots"`
 	Svc         *ebpf.Map `ebpf:"svc"`
 	SvcStat     *ebpf.Map `ebpf:"svc_stat"`
+	Told        *ebpf.Map `ebpf:"told"`
+	TooBigs     *ebpf.Map `ebpf:"too_bigs"`
 	Vip4        *ebpf.Map `ebpf:"vip4"`
 	VipBits     *ebpf.Map `ebpf:"vip_bits"`
 	Vipaddr4    *ebpf.Map `ebpf:"vipaddr4"`
@@ -1016,6 +1031,8 @@ func (m *uplinkMaps) Close() error {
 		m.Slots,
 		m.Svc,
 		m.SvcStat,
+		m.Told,
+		m.TooBigs,
 		m.Vip4,
 		m.VipBits,
 		m.Vipaddr4,

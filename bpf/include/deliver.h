@@ -3,6 +3,7 @@
 
 #include "examine.h"
 #include "requote.h"
+#include "toobig.h"
 
 /* Into a VM, whoever brings the packet. */
 
@@ -19,11 +20,16 @@ static __always_inline enum reason mend_in(struct __sk_buff *skb, struct work *w
 }
 
 /* Out of the host's side of the port's device, if the port takes the packet. The
- * visit has begun. */
-static __always_inline int deliver_to(struct __sk_buff *skb, struct work *w, const struct port_cfg *pc)
+ * visit has begun. Only who may send it is told that it is too large; back is the
+ * mark that an answer needs where the packet has come from. */
+static __always_inline int deliver_to(struct __sk_buff *skb, struct work *w, const struct port_cfg *pc, __u32 back)
 {
-	enum reason reason = examine(skb, w, pc) ?: mend_in(skb, w);
+	enum reason reason = examine(skb, w, pc);
 
+	if (!reason && is_too_big(skb, &w->f, pc))
+		return too_big_in(skb, w, pc, back);
+	if (!reason)
+		reason = mend_in(skb, w);
 	if (reason)
 		return drop(&w->f, reason);
 	if (write_macs(skb, pc->mac, pc->gateway_mac))

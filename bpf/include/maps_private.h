@@ -62,6 +62,13 @@ struct pace {
 	__u64 fragments;
 };
 
+/* The same for answers about packets that are too large for a port: to who sent
+ * them to it, and to its own VM. */
+struct told {
+	__u64 in;
+	__u64 out;
+};
+
 #define PUNT_MAX 1024
 
 /* A frame that the agent answers, as the VM sent it. */
@@ -121,6 +128,15 @@ struct {
 	__type(key, __u32);
 	__type(value, struct pace);
 } pace SEC(".maps");
+
+/* Written by vm_in, uplink_in and svc_in. Indexed by the zone's port id, as
+ * port_cfg is. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, struct told);
+} told SEC(".maps");
 
 /* Written by vm_in, read by the agent: struct punt. Room for 500. */
 struct {

@@ -43,13 +43,6 @@ static __noinline enum reason check_source(const struct inet *p, const struct po
 	return may_claim(pc, port, &p->src) ? REASON_NONE : REASON_SPOOFED_IP;
 }
 
-static __always_inline bool is_too_big(struct __sk_buff *skb, const struct frame *f, const struct port_cfg *pc)
-{
-	if (skb->gso_size)
-		return f->ip.payload - f->ip.l3 + skb->gso_size > pc->mtu;
-	return f->ip.length > pc->mtu;
-}
-
 /* Out of the port: with a firewall at it, its policy is asked. */
 static __always_inline enum reason dismiss(struct __sk_buff *skb, struct work *w, const struct port_cfg *pc, __u32 port)
 {
@@ -191,7 +184,7 @@ __noinline int from_private(struct __sk_buff *skb, struct work *w, const struct 
 	if (reason)
 		return drop(&w->f, reason);
 	if (is_too_big(skb, &w->f, pc))
-		return too_big(skb, &w->f, pc, port);
+		return too_big_out(skb, &w->f, pc, port);
 	reason = dismiss(skb, w, pc, port);
 	if (reason)
 		return drop(&w->f, reason);

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 
-#include "punt.h"
+#include "pace.h"
 
 /*
- * A packet is larger than the link takes, and must not be cut in two: its sender
- * is told (RFC 1191, RFC 8201), as from the one it was for, because nobody else
- * is on the link.
+ * A packet is larger than a port takes, and must not be cut in two: its sender is
+ * told (RFC 1191, RFC 8201), as from the one it was for. On a link nobody else is
+ * there; a public address is announced by this host, so that a router which looks
+ * at sources lets the answer pass.
  */
 
 #define QUOTE_V4	    68	/* IPv4 with all options, and 8 bytes */
@@ -44,13 +45,28 @@ struct too_bigs {
 	struct too_big6 v6;
 };
 
+/* Room for one: Go has no name for what the kernel's headers have in them. */
+struct too_big_room {
+	__u64 word[(sizeof(struct too_bigs) + 7) / 8];
+};
+
 /* Written and read by one program for the length of one packet. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct too_bigs);
+	__type(value, struct too_big_room);
 } too_bigs SEC(".maps");
+
+/* GRO and TSO: each of the packets, not the skb. */
+static __always_inline bool is_too_big(struct __sk_buff *skb, const struct frame *f, const struct port_cfg *pc)
+{
+	if (!pc->mtu)
+		return false;
+	if (skb->gso_size)
+		return f->ip.payload - f->ip.l3 + skb->gso_size > pc->mtu;
+	return f->ip.length > pc->mtu;
+}
 
 static __always_inline void turn_ethernet(struct ethhdr *eth, const struct frame *f)
 {
@@ -109,24 +125,46 @@ static __always_inline bool may_tell(const struct inet *p)
 	       !(p->proto == IPPROTO_ICMP && p->icmp_type != ICMP_ECHO && p->icmp_type != ICMP_ECHOREPLY);
 }
 
-/* Tell the port of a packet that is larger than its MTU, or drop it. */
-static __noinline int too_big(struct __sk_buff *skb, const struct frame *f, const struct port_cfg *pc, __u32 port)
+/* Tell who has sent a packet that is larger than mtu, by way of device back, or
+ * drop it. The answer has the skb's mark; *due keeps its pace. */
+static __noinline int too_big(struct __sk_buff *skb, const struct frame *f, __u32 mtu, __u64 *due, __u32 back)
 {
-	struct pace *p = bpf_map_lookup_elem(&pace, &port);
 	__u32 zero = 0;
 	struct too_bigs *b = bpf_map_lookup_elem(&too_bigs, &zero);
 	long failed;
 
-	if (!b || !p || !may_tell(&f->ip) || !keeps_pace(&p->punt, TOO_BIGS_PER_SECOND))
+	if (!b || !may_tell(&f->ip) || !keeps_pace(due, TOO_BIGS_PER_SECOND))
 		return drop(f, REASON_OVERSIZE);
 	if (f->ip.family == 4)
 		failed = bpf_skb_load_bytes(skb, sizeof(struct ethhdr), b->v4.quote, QUOTE_V4)
-				 ?: write_too_big4(skb, &b->v4, f, pc->mtu);
+				 ?: write_too_big4(skb, &b->v4, f, mtu);
 	else
 		failed = bpf_skb_load_bytes(skb, sizeof(struct ethhdr), b->v6.quote, QUOTE_V6)
-				 ?: write_too_big6(skb, &b->v6, f, pc->mtu);
+				 ?: write_too_big6(skb, &b->v6, f, mtu);
 	if (failed)
 		return drop(f, REASON_OVERSIZE);
+	return redirected(f, bpf_redirect(back, 0), REASON_TOO_BIG_ANSWERED);
+}
+
+/* The same of what the port's own VM has sent. */
+static __always_inline int too_big_out(struct __sk_buff *skb, const struct frame *f, const struct port_cfg *pc,
+				       __u32 port)
+{
+	struct told *t = bpf_map_lookup_elem(&told, &port);
+
 	skb->mark = GUARD_MARK;
-	return redirected(f, bpf_redirect(pc->ifindex, 0), REASON_TOO_BIG_ANSWERED);
+	return too_big(skb, f, pc->mtu, t ? &t->out : NULL, pc->ifindex);
+}
+
+/* And of what is on its way to the VM: back to where it has come from. A balanced
+ * packet has another destination by now than its sender knows. */
+static __always_inline int too_big_in(struct __sk_buff *skb, struct work *w, const struct port_cfg *pc, __u32 mark)
+{
+	__u32 port = w->v.port;
+	struct told *t = bpf_map_lookup_elem(&told, &port);
+
+	if (w->v.service)
+		return drop(&w->f, REASON_OVERSIZE);
+	skb->mark = mark;
+	return too_big(skb, &w->f, pc->mtu, t ? &t->in : NULL, skb->ifindex);
 }

@@ -38,13 +38,6 @@ static __always_inline enum reason check_destination(const struct frame *f, cons
 	return REASON_NONE;
 }
 
-static __always_inline enum reason check_size(struct __sk_buff *skb, const struct frame *f, const struct port_cfg *pc)
-{
-	if (pc->mtu && !skb->gso_size && f->ip.length > pc->mtu)
-		return REASON_OVERSIZE;
-	return f->ip.ttl > 1 ? REASON_NONE : REASON_TTL;
-}
-
 /* TTL − 1. It shares a checksum word with the protocol, which behind IPv4 is
  * never an extension's. */
 static __always_inline enum reason hop(struct __sk_buff *skb, const struct frame *f)
@@ -128,8 +121,7 @@ static __always_inline enum reason mend_out(struct __sk_buff *skb, struct work *
 	return reason;
 }
 
-static __always_inline enum reason check(struct __sk_buff *skb, const struct frame *f, const struct cfg *c,
-					 const struct port_cfg *pc, __u32 port)
+static __always_inline enum reason check(const struct frame *f, const struct cfg *c, __u32 port)
 {
 	enum reason reason = f->reason; /* of the headers */
 
@@ -137,9 +129,5 @@ static __always_inline enum reason check(struct __sk_buff *skb, const struct fra
 		return REASON_SPOOFED_IP;
 	if (!reason && is_bad_source(&f->ip))
 		return REASON_BAD_SOURCE; /* whatever ranges the port has */
-	if (!reason)
-		reason = check_destination(f, c);
-	if (!reason)
-		reason = check_size(skb, f, pc);
-	return reason;
+	return reason ?: check_destination(f, c);
 }

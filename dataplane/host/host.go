@@ -63,7 +63,7 @@ type Maps struct {
 	Members, Cidr, PeerBm, CidrBm, PortBounds, PortBm *ebpf.Map
 	RuleIds, RuleStats                                *ebpf.Map
 	CtNew, CtEst, CtSwept, Frag, Refusals             *ebpf.Map
-	Neigh, Bum, Listeners, Pace, Punts                *ebpf.Map
+	Neigh, Bum, Listeners, Pace, Told, Punts          *ebpf.Map
 	PortStat, Events, EventStat, Watch                *ebpf.Map
 }
 
@@ -79,7 +79,7 @@ func (m *Maps) byName() map[string]**ebpf.Map {
 		"port_bounds": &m.PortBounds, "port_bm": &m.PortBm,
 		"rule_ids": &m.RuleIds, "rule_stats": &m.RuleStats,
 		"ct_new": &m.CtNew, "ct_est": &m.CtEst, "ct_swept": &m.CtSwept, "frag": &m.Frag, "refusals": &m.Refusals,
-		"neigh": &m.Neigh, "bum": &m.Bum, "listeners": &m.Listeners, "pace": &m.Pace, "punts": &m.Punts,
+		"neigh": &m.Neigh, "bum": &m.Bum, "listeners": &m.Listeners, "pace": &m.Pace, "told": &m.Told, "punts": &m.Punts,
 		"port_stat": &m.PortStat, "events": &m.Events, "event_stat": &m.EventStat, "watch": &m.Watch,
 	}
 }

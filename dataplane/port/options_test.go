@@ -140,3 +140,19 @@ func TestFurtherAddresses(t *testing.T) {
 		}
 	}
 }
+
+// A public port takes no more than the uplink does.
+func TestMTU(t *testing.T) {
+	for _, c := range []struct{ port, uplink, want uint32 }{{1500, 1600, 1500}, {9000, 1600, 1600}, {0, 1600, 1600}, {1500, 0, 1500}, {0, 0, 0}} {
+		desired := tableOf(t, wire.Port{ID: 1, MAC: [6]byte{2}, MTU: c.port})
+		defer desired.Close()
+		u, err := NewBuilder(desired.View(), Facts{Underlay: c.uplink}, maps.NewImage(), nil).Unit("port/1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := maps.As[bpf.PortCfg](u.Want[len(u.Want)-1].Value)
+		if got.Mtu != c.want {
+			t.Errorf("a port of %d behind an uplink of %d: %d, want %d", c.port, c.uplink, got.Mtu, c.want)
+		}
+	}
+}

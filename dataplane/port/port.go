@@ -117,7 +117,7 @@ func (b *Builder) port(u *maps.Unit, p wire.Port) error {
 	key := maps.ID{Map: maps.PortCfg, Key: maps.Bytes(p.ID)}
 	value, had := b.have.Get(key)
 	cfg := bpf.PortCfg{
-		Ifindex: b.facts.Devices[p.ID], Mac: p.MAC, GatewayMac: GatewayMAC, Mtu: p.MTU, Generation: 1,
+		Ifindex: b.facts.Devices[p.ID], Mac: p.MAC, GatewayMac: GatewayMAC, Mtu: b.mtu(p), Generation: 1,
 	}
 	if p.Policy != 0 {
 		policy, ok := table.Get[wire.Policy](b.view, fmt.Sprint(p.Policy))
@@ -159,6 +159,15 @@ func (b *Builder) port(u *maps.Unit, p wire.Port) error {
 	}
 	u.Want = append(u.Want, maps.Entry{ID: key, Value: maps.Bytes(cfg)})
 	return nil
+}
+
+// mtu is the largest packet of a port. The way out of a public one is the uplink,
+// which cuts nothing in two: who sends more is told.
+func (b *Builder) mtu(p wire.Port) uint32 {
+	if u := b.facts.Underlay; u != 0 && (p.MTU == 0 || p.MTU > u) {
+		return u
+	}
+	return p.MTU
 }
 
 // judged are the flags by which flows are judged: those that are there are judged

@@ -42,6 +42,12 @@ func (h *Host) FromVM(id PortID, b []byte, choose Chooser) Verdict {
 	if why = h.maySend(p, x, why); why != None {
 		return because(why)
 	}
+	if x.exceeds(p) {
+		return x.tooBig(p, b)
+	}
+	if x.TTL <= 1 {
+		return because(HopsSpent)
+	}
 	v := visitOf(x, Out)
 	v.answerOnly = x.Dst == h.Probe
 	f, _, why := h.examine(p, &v, b, choose)
@@ -118,7 +124,7 @@ func (h *Host) maySend(p *Port, x Headers, why Reason) Reason {
 		return BadSource
 	}
 	if x.Dst == h.Probe {
-		return sizes(p, x)
+		return None
 	}
 	if isSpecial(x.Dst) {
 		return BadDestination
@@ -126,7 +132,7 @@ func (h *Host) maySend(p *Port, x Headers, why Reason) Reason {
 	if within(x.Dst, h.Own) {
 		return HostAddress
 	}
-	return sizes(p, x)
+	return None
 }
 
 func owns(p *Port, a netip.Addr) bool {
@@ -147,16 +153,6 @@ func within(a netip.Addr, prefixes []netip.Prefix) bool {
 	return false
 }
 
-func sizes(p *Port, x Headers) Reason {
-	if p.MTU > 0 && x.Length > p.MTU {
-		return Oversize
-	}
-	if x.TTL <= 1 {
-		return HopsSpent
-	}
-	return None
-}
-
 // enter is a packet on its way into a port, from wherever.
 func (h *Host) enter(id PortID, p *Port, b []byte, choose Chooser) Verdict {
 	x, why := Read(b)
@@ -168,8 +164,13 @@ func (h *Host) enter(id PortID, p *Port, b []byte, choose Chooser) Verdict {
 
 func (h *Host) deliver(id PortID, p *Port, b []byte, v visit, choose Chooser) Verdict {
 	f, t, why := h.examine(p, &v, b, choose)
-	if why != None {
+	switch {
+	case why != None:
 		return because(why)
+	case v.exceeds(p) && v.service != 0: // its sender knows another destination
+		return because(Oversize)
+	case v.exceeds(p):
+		return v.tooBig(p, b)
 	}
 	e := v.edit(b).macs(h.Gateway, p.MAC)
 	if t.PeerPort == v.PeerPort {

@@ -30,6 +30,7 @@ type Headers struct {
 	Type, Code uint8
 
 	Piece *Piece // a fragment
+	DF    bool   // it must not be cut in two; IPv6's never are
 }
 
 const (
@@ -83,6 +84,7 @@ func (x *Headers) ipv4(b []byte) Reason {
 	x.Dst, _ = netip.AddrFromSlice(h[16:20])
 	x.L4 = x.L3 + head
 	word := binary.BigEndian.Uint16(h[6:])
+	x.DF = word&0x4000 != 0
 	return x.piece(uint32(binary.BigEndian.Uint16(h[4:])), int(word&0x1fff)*8, word&0x2000 != 0)
 }
 

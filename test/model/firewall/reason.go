@@ -16,6 +16,7 @@ const (
 	ToUplink         Reason = "to_uplink"
 	ToDoor           Reason = "to_door"
 	Punted           Reason = "punted" // to the agent
+	TooBigAnswered   Reason = "too_big_answered"
 
 	// Left to the host's stack.
 	PassNotIP    Reason = "pass_not_ip"

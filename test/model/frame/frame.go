@@ -74,6 +74,7 @@ type Spec struct {
 	Fragment   *Fragment
 	Extensions []uint8 // IPv6, in order
 	Options    int     // bytes of IPv4 options, a multiple of 4
+	DF         bool    // IPv4: it must not be cut in two
 
 	From, To MAC    // zero: whoever sends it there knows
 	Cut      int    // bytes missing at the end
@@ -125,9 +126,10 @@ func (s Spec) ip() []byte {
 	h := make([]byte, 20+s.Options)
 	h[0] = 4<<4 | byte(len(h)/4)
 	binary.BigEndian.PutUint16(h[2:], uint16(length))
+	binary.BigEndian.PutUint16(h[6:], bit(s.DF, 0x4000))
 	if f := s.Fragment; f != nil {
 		binary.BigEndian.PutUint16(h[4:], uint16(f.ID))
-		binary.BigEndian.PutUint16(h[6:], f.Offset&0x1fff|bit(f.More, 0x2000))
+		binary.BigEndian.PutUint16(h[6:], f.Offset&0x1fff|bit(f.More, 0x2000)|bit(s.DF, 0x4000))
 	}
 	h[8], h[9] = s.ttl(), s.Proto
 	src, dst := s.Src.Addr().As4(), s.Dst.Addr().As4()

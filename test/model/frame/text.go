@@ -67,6 +67,7 @@ func (s Spec) numbers(b *strings.Builder) {
 	}{
 		{"seq", int(s.Seq)}, {"ack", int(s.Ack)}, {"win", int(s.Window)}, {"scale", int(s.Scale)},
 		{"len", s.Payload}, {"ttl", int(s.TTL)}, {"opt", s.Options}, {"cut", s.Cut}, {"mtu", int(s.MTU)},
+		{"df", int(bit(s.DF, 1))},
 	} {
 		if n.value != 0 {
 			fmt.Fprintf(b, " %s=%d", n.name, n.value)
@@ -217,6 +218,8 @@ func (s *Spec) number(name string, n uint64) error {
 		s.Scale = uint8(n)
 	case "len":
 		s.Payload = int(n)
+	case "df":
+		s.DF = n != 0
 	case "ttl":
 		s.TTL = uint8(n)
 	case "opt":

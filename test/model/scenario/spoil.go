@@ -26,7 +26,7 @@ func (g *Generator) spoil(s *Send) *Send {
 	case 5:
 		s.Spec.Dst = netip.AddrPortFrom(g.oddAddress(s.Spec.V6()), s.Spec.Dst.Port())
 	case 6:
-		s.Spec.Payload = pick(g, MTU-28, MTU-20, MTU-19, MTU)
+		s.Spec.Payload, s.Spec.DF = pick(g, MTU-28, MTU-20, MTU-19, MTU), g.one(2)
 	case 7:
 		s.Spec.Flags = uint8(g.rnd.IntN(32))
 	case 8:
