@@ -27,7 +27,7 @@ type Flow struct {
 	SourcePort      uint16        `json:"source-port,omitempty" table:"true"`
 	Destination     netip.Addr    `json:"destination" table:"true"`
 	DestinationPort uint16        `json:"destination-port,omitempty" table:"true" doc:"of ICMP the type times 256, plus the code"`
-	Reason          string        `json:"reason,omitempty" table:"true" doc:"of a denial"`
+	Reason          string        `json:"reason,omitempty" table:"true" doc:"of a denial, or of an end that was not its own"`
 	Rule            *FlowRule     `json:"rule,omitempty" doc:"that admitted it"`
 	OpenedAt        time.Time     `json:"opened-at,omitzero"`
 	Packets         uint64        `json:"packets,omitempty" table:"true" doc:"of a flow that ended, both ways"`

@@ -39,7 +39,7 @@ type Flow struct {
 	DestinationPort uint16
 	Rule            uint32 // that admitted it; 0: none
 	Service         uint32 // through which it came; 0: none
-	Reason          string // of a denial
+	Reason          string // of a denial, or of an end that was not the flow's own
 	Packets, Bytes  uint64 // of one that closed, both ways
 }
 
@@ -52,15 +52,20 @@ type PortUsage struct {
 	Dropped              uint64 // packets, either way
 }
 
+// FlowBatch is what one message brings of a host's flow log. Lost and Taken count
+// for good: Lost is what the host had no room for, Taken what it has sent, this
+// batch included; 0 if it does not count that. One that falls has begun anew.
+type FlowBatch struct {
+	Flows       []Flow
+	Refused     int // entries of ports that are not on the host, or illegible
+	Lost, Taken uint64
+}
+
 // Traffic hears what agents tell of packets. Its methods must not wait: the
 // stream does.
 type Traffic interface {
-	// Flows brings entries of the flow log, and how many the host has lost for
-	// good up to now: a number that falls has begun anew.
-	Flows(host string, flows []Flow, lost uint64)
-	// FlowsRefused counts entries that were not taken: of ports that are not on the
-	// host, or illegible.
-	FlowsRefused(host string, flows int)
+	// Flows brings entries of the flow log.
+	Flows(host string, batch FlowBatch)
 	// Usage brings counters as they were at a time. They count from 0 in each
 	// boot of the host.
 	Usage(host, boot string, at time.Time, ports []PortUsage)
@@ -154,14 +159,9 @@ func (s *session) flows(m *agentv1.Flows) {
 	stats.Flows.Add(uint64(len(taken)))
 	stats.FlowsIllegible.Add(uint64(bad))
 	stats.FlowsForeign.Add(uint64(foreign))
-	t := s.server.config.Traffic
-	if t == nil {
-		return
+	if t := s.server.config.Traffic; t != nil {
+		t.Flows(s.name, FlowBatch{Flows: taken, Refused: bad + foreign, Lost: m.Lost, Taken: m.Taken})
 	}
-	if bad+foreign > 0 {
-		t.FlowsRefused(s.name, bad+foreign)
-	}
-	t.Flows(s.name, taken, m.Lost)
 }
 
 var flowEvents = map[agentv1.Flow_Event]FlowEvent{

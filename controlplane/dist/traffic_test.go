@@ -18,16 +18,13 @@ import (
 )
 
 // Flows implements Traffic.
-func (l listener) Flows(host string, flows []Flow, lost uint64) {
+func (l listener) Flows(host string, batch FlowBatch) {
 	var ports []string
-	for _, f := range flows {
+	for _, f := range batch.Flows {
 		ports = append(ports, fmt.Sprint(f.Port))
 	}
-	l.hear("%s flows of %s, lost %d", host, strings.Join(ports, " "), lost)
+	l.hear("%s flows of %s, lost %d, refused %d", host, strings.Join(ports, " "), batch.Lost, batch.Refused)
 }
-
-// FlowsRefused implements Traffic.
-func (l listener) FlowsRefused(host string, n int) { l.hear("%s refused %d", host, n) }
 
 // Usage implements Traffic.
 func (l listener) Usage(host, boot string, at time.Time, ports []PortUsage) {
@@ -107,9 +104,9 @@ func TestTrafficOfOwnPortsOnly(t *testing.T) {
 		}
 	}
 	a1.say(flowsMessage(7, flowMessage(1, nil), flowMessage(2, nil), flowMessage(3, nil)), usageMessage(1, 2))
-	hears("hv1 refused 2", "hv1 flows of 1, lost 7", "hv1 boot b port 1: in 1 100 out 2 200 dropped 3")
+	hears("hv1 flows of 1, lost 7, refused 2", "hv1 boot b port 1: in 1 100 out 2 200 dropped 3")
 	a2.say(flowsMessage(0, flowMessage(1, nil)), flowsMessage(0, flowMessage(2, nil)))
-	hears("hv2 refused 1", "hv2 flows of , lost 0", "hv2 flows of 2, lost 0")
+	hears("hv2 flows of , lost 0, refused 1", "hv2 flows of 2, lost 0, refused 0")
 
 	b.deleted(1)
 	b.inStep(a1)
@@ -119,7 +116,7 @@ func TestTrafficOfOwnPortsOnly(t *testing.T) {
 	hears("hv1 boot b port 1: in 1 100 out 2 200 dropped 3")
 	b.offset.Store(int64(2 * afterlife))
 	a1.say(usageMessage(1), flowsMessage(0))
-	hears("hv1 flows of , lost 0")
+	hears("hv1 flows of , lost 0, refused 0")
 
 	// Placed somewhere else, it is only there.
 	b.commit(false, func(tx *store.Tx, op cloud.ID) error {

@@ -38,7 +38,7 @@ type Config struct {
 
 // Stats count what could not be used.
 type Stats struct {
-	AgentLost  atomic.Uint64 // flows that agents had no room for
+	AgentLost  atomic.Uint64 // flows that agents had no room for, or that got lost on the way
 	Refused    atomic.Uint64 // of ports that are not on the host, or illegible
 	Throttled  atomic.Uint64 // beyond a host's rate
 	Overflowed atomic.Uint64 // that the event log had no room for
@@ -66,10 +66,29 @@ var _ dist.Traffic = (*Traffic)(nil)
 
 // host is what is counted of one.
 type host struct {
-	lost  uint64        // that its agent has said
+	said  counts        // by its agent
 	loss  eventlog.Loss // since it was told last
 	room  float64       // flows that it may bring at once
 	since time.Time     // when that was so
+}
+
+// counts that an agent keeps for good.
+type counts struct {
+	Lost  uint64 `json:"lost"`
+	Taken uint64 `json:"taken"`
+}
+
+// since is how many flows are missing, given how many have come.
+func (c counts) since(before counts, came uint64) (missing uint64) {
+	if c.Lost >= before.Lost {
+		missing = c.Lost - before.Lost
+	} else {
+		missing = c.Lost // it counts anew
+	}
+	if c.Taken > before.Taken+came && before != (counts{}) {
+		missing += c.Taken - before.Taken - came
+	}
+	return missing
 }
 
 // What one host may bring: a compromised one must not take the others' room in
@@ -85,43 +104,34 @@ type portFacts struct {
 }
 
 // Flows implements dist.Traffic.
-func (t *Traffic) Flows(name string, flows []dist.Flow, lost uint64) {
+func (t *Traffic) Flows(name string, batch dist.FlowBatch) {
 	now := t.cfg.Now()
+	flows := batch.Flows
 	t.mu.Lock()
 	h := t.host(name, now)
-	more := lost - h.lost
-	if lost < h.lost {
-		more = lost // it counts anew
-	}
-	h.lost = lost
-	h.loss.Agent += more
+	said := counts{batch.Lost, batch.Taken}
+	more := said.since(h.said, uint64(len(flows)+batch.Refused))
+	h.said = said
 	allowed := h.allow(len(flows), now)
-	h.loss.ControlPlane += uint64(len(flows) - allowed)
+	h.loss.Agent += more
+	h.loss.ControlPlane += uint64(len(flows) - allowed + batch.Refused)
 	t.mu.Unlock()
 	t.Stats.AgentLost.Add(more)
+	t.Stats.Refused.Add(uint64(batch.Refused))
 	t.Stats.Throttled.Add(uint64(len(flows) - allowed))
 
 	snap := t.cfg.Snapshot()
 	events := make([]eventlog.Event, 0, allowed)
-	unknown := 0
 	for i := range flows[:allowed] {
-		e, ok := t.event(snap, name, &flows[i], now)
-		if !ok {
-			unknown++
-			continue
+		if e, ok := t.event(snap, name, &flows[i], now); ok {
+			events = append(events, e)
 		}
-		events = append(events, e)
 	}
+	unknown := allowed - len(events)
 	over := len(events) - t.cfg.Events.Offer(events)
 	t.Stats.Unknown.Add(uint64(unknown))
 	t.Stats.Overflowed.Add(uint64(over))
 	t.missed(name, unknown+over)
-}
-
-// FlowsRefused implements dist.Traffic.
-func (t *Traffic) FlowsRefused(name string, flows int) {
-	t.Stats.Refused.Add(uint64(flows))
-	t.missed(name, flows)
 }
 
 func (t *Traffic) missed(name string, flows int) {

@@ -132,7 +132,7 @@ func TestFlowsGetTheirNames(t *testing.T) {
 	opened.Rule, opened.Service = 7, 5
 	closed.Rule, closed.Packets, closed.Bytes, closed.Opened = 99, 10, 1000, noon.Add(-time.Minute)
 	denied.Reason, denied.Direction, denied.Protocol = "policy_out", wire.Egress, 17
-	b.Flows("hv1", []dist.Flow{opened, closed, denied, private, flow(3, dist.FlowOpened)}, 0)
+	b.Flows("hv1", dist.FlowBatch{Flows: []dist.Flow{opened, closed, denied, private, flow(3, dist.FlowOpened)}})
 	got := b.logged(eventlog.FlowOpened, eventlog.FlowClosed, eventlog.FlowDenied)
 	if len(got) != 4 || b.Stats.Unknown.Load() != 1 {
 		t.Fatalf("%d events, %d unknown", len(got), b.Stats.Unknown.Load())
@@ -164,22 +164,22 @@ func TestNamesOutliveTheirObjects(t *testing.T) {
 	b := newBench(t)
 	f := flow(1, dist.FlowOpened)
 	f.Rule = 7
-	b.Flows("hv1", []dist.Flow{f}, 0)
+	b.Flows("hv1", dist.FlowBatch{Flows: []dist.Flow{f}})
 	b.replica.Commit(replica.Rows{
 		Revision: 2, Deleted: []store.Ref{{Kind: store.KindInstance, ID: id(1)}},
 		Groups: []*replica.Group{{ID: group, Body: store.SecurityGroupDoc{Number: 3, RuleNumbers: map[cloud.ID]uint32{"other": 8}}}},
 	})
 	f.Event = dist.FlowClosed
 	b.now = noon.Add(2 * time.Minute)
-	b.Flows("hv1", []dist.Flow{f}, 0)
+	b.Flows("hv1", dist.FlowBatch{Flows: []dist.Flow{f}})
 	got := b.logged(eventlog.FlowClosed)
 	if len(got) != 1 || got[0].Instance != id(1) || got[0].Flow.Rule.ID != rule {
 		t.Fatalf("%+v", got)
 	}
 	b.now = noon.Add(11 * time.Minute)
-	b.Flows("hv1", []dist.Flow{f}, 0)
+	b.Flows("hv1", dist.FlowBatch{Flows: []dist.Flow{f}})
 	b.replica.Commit(replica.Rows{Revision: 3, Instances: []*replica.Instance{instanceOf(1, "b")}})
-	b.Flows("hv1", []dist.Flow{f}, 0)
+	b.Flows("hv1", dist.FlowBatch{Flows: []dist.Flow{f}})
 	got = b.logged(eventlog.FlowClosed)
 	if len(got) != 2 || got[1].Org != "b" || got[1].Flow.Rule.ID != "" {
 		t.Errorf("%+v", got)
@@ -190,12 +190,12 @@ func TestNamesOutliveTheirObjects(t *testing.T) {
 // here, stand in the log by host.
 func TestLossesAreToldApart(t *testing.T) {
 	b := newBench(t)
-	b.Flows("hv1", nil, 5)
-	b.Flows("hv1", nil, 5)
-	b.Flows("hv1", []dist.Flow{flow(3, dist.FlowOpened)}, 7)
-	b.FlowsRefused("hv2", 4)
+	b.Flows("hv1", dist.FlowBatch{Lost: 5})
+	b.Flows("hv1", dist.FlowBatch{Lost: 5})
+	b.Flows("hv1", dist.FlowBatch{Flows: []dist.Flow{flow(3, dist.FlowOpened)}, Lost: 7})
+	b.Flows("hv2", dist.FlowBatch{Refused: 4})
 	b.tellLosses()
-	b.Flows("hv1", nil, 2) // an agent that counts anew
+	b.Flows("hv1", dist.FlowBatch{Lost: 2}) // an agent that counts anew
 	b.tellLosses()
 	b.tellLosses()
 	var got []string
@@ -212,9 +212,37 @@ func TestLossesAreToldApart(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.kill()
-	b.Flows("hv1", nil, 3)
+	b.Flows("hv1", dist.FlowBatch{Lost: 3})
 	if got := b.Stats.AgentLost.Load(); got != 1 {
 		t.Errorf("%d lost since, want 1: the others were told before the restart", got)
+	}
+}
+
+// TestWhatIsLostOnTheWay: an agent that counts what it sends is held to it.
+func TestWhatIsLostOnTheWay(t *testing.T) {
+	for _, c := range []struct {
+		now, before counts
+		came, want  uint64
+	}{
+		{counts{0, 5}, counts{}, 5, 0},
+		{counts{0, 500}, counts{}, 5, 0}, // heard of for the first time
+		{counts{0, 10}, counts{0, 5}, 5, 0},
+		{counts{0, 17}, counts{0, 5}, 5, 7},
+		{counts{3, 17}, counts{1, 5}, 5, 9},
+		{counts{3, 0}, counts{1, 0}, 5, 2},   // it does not count
+		{counts{2, 5}, counts{8, 900}, 5, 2}, // anew
+		{counts{8, 905}, counts{8, 900}, 5, 0},
+	} {
+		if got := c.now.since(c.before, c.came); got != c.want {
+			t.Errorf("%+v after %+v and %d: %d missing, want %d", c.now, c.before, c.came, got, c.want)
+		}
+	}
+	b := newBench(t)
+	b.Flows("hv1", dist.FlowBatch{Flows: []dist.Flow{flow(1, dist.FlowOpened)}, Taken: 1})
+	b.Flows("hv1", dist.FlowBatch{Flows: []dist.Flow{flow(1, dist.FlowOpened)}, Refused: 1, Taken: 6})
+	b.tellLosses()
+	if got := b.logged(eventlog.Lost); len(got) != 1 || *got[0].Loss != (eventlog.Loss{Agent: 3, ControlPlane: 1}) {
+		t.Errorf("told %+v", got)
 	}
 }
 
@@ -225,13 +253,13 @@ func TestOneHostTakesNoOthersRoom(t *testing.T) {
 	for i := range many {
 		many[i] = flow(3, dist.FlowOpened) // of nobody, so that the log is no matter
 	}
-	b.Flows("hv1", many, 0)
+	b.Flows("hv1", dist.FlowBatch{Flows: many})
 	if got := b.Stats.Throttled.Load(); got != 500 {
 		t.Errorf("%d throttled, want 500", got)
 	}
-	b.Flows("hv2", []dist.Flow{flow(1, dist.FlowOpened)}, 0)
+	b.Flows("hv2", dist.FlowBatch{Flows: []dist.Flow{flow(1, dist.FlowOpened)}})
 	b.now = noon.Add(100 * time.Millisecond)
-	b.Flows("hv1", many[:600], 0)
+	b.Flows("hv1", dist.FlowBatch{Flows: many[:600]})
 	if got := b.Stats.Throttled.Load(); got != 600 {
 		t.Errorf("%d throttled, want 600", got)
 	}
@@ -239,7 +267,7 @@ func TestOneHostTakesNoOthersRoom(t *testing.T) {
 		t.Error("another host's flow is missing")
 	}
 	b.stop() // nobody empties the queue
-	b.Flows("hv2", slices.Repeat([]dist.Flow{flow(1, dist.FlowOpened)}, 130), 0)
+	b.Flows("hv2", dist.FlowBatch{Flows: slices.Repeat([]dist.Flow{flow(1, dist.FlowOpened)}, 130)})
 	if got := b.Stats.Overflowed.Load(); got != 130 {
 		t.Errorf("%d overflowed", got)
 	}
@@ -327,7 +355,7 @@ func TestLostSumsAreNotBilledTwice(t *testing.T) {
 		func(path string) error { return os.WriteFile(path, []byte("{}"), 0o600) },
 	} {
 		b := newBench(t)
-		b.Flows("hv1", []dist.Flow{flow(1, dist.FlowOpened)}, 0)
+		b.Flows("hv1", dist.FlowBatch{Flows: []dist.Flow{flow(1, dist.FlowOpened)}})
 		b.Usage("hv1", "boot", noon, []dist.PortUsage{counted(1, 5000)})
 		if err := b.keep(); err != nil {
 			t.Fatal(err)
@@ -369,7 +397,7 @@ func TestFlowsAreReadByWhomTheyBelongTo(t *testing.T) {
 	for n := range 60 {
 		f := flow(uint32(1+n%2), dist.FlowOpened)
 		f.SourcePort = uint16(n)
-		b.Flows("hv1", []dist.Flow{f}, uint64(n))
+		b.Flows("hv1", dist.FlowBatch{Flows: []dist.Flow{f}, Lost: uint64(n)})
 		b.logged()
 	}
 	b.tellLosses()

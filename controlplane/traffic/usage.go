@@ -56,7 +56,7 @@ func (t *Traffic) Usage(name, boot string, at time.Time, ports []dist.PortUsage)
 type kept struct {
 	Meter   meter.State       `json:"meter"`
 	Pending []meter.Usage     `json:"pending,omitempty"`
-	Lost    map[string]uint64 `json:"lost,omitempty"` // by host, as its agent said last
+	Hosts   map[string]counts `json:"hosts,omitempty"` // as their agents said last
 }
 
 // How often sums are kept, at most and at least; and how long after their loss
@@ -102,8 +102,8 @@ func New(cfg Config) (*Traffic, error) {
 		return t, nil
 	}
 	t.meter, t.pending = meter.Restore(k.Meter, cfg.Window, cfg.Grace), k.Pending
-	for name, lost := range k.Lost {
-		t.host(name, now).lost = lost
+	for name, said := range k.Hosts {
+		t.host(name, now).said = said
 	}
 	return t, nil
 }
@@ -164,9 +164,9 @@ func (t *Traffic) settle(ctx context.Context) error {
 // keep what outlives the process.
 func (t *Traffic) keep() error {
 	t.mu.Lock()
-	k := kept{Meter: t.meter.State(), Pending: slices.Clone(t.pending), Lost: map[string]uint64{}}
+	k := kept{Meter: t.meter.State(), Pending: slices.Clone(t.pending), Hosts: map[string]counts{}}
 	for name, h := range t.hosts {
-		k.Lost[name] = h.lost
+		k.Hosts[name] = h.said
 	}
 	t.mu.Unlock()
 	text, err := json.Marshal(k)

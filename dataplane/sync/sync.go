@@ -56,7 +56,10 @@ type Config struct {
 	Token     string // to join with, once; empty for an agent that has joined
 	Inventory func() Inventory
 	Table     *table.Table
+	Traffic   Traffic // nil: nothing is told of packets
 	Log       *slog.Logger
+	// UsageEvery is between what counters say, ten seconds if not set.
+	UsageEvery time.Duration
 	// Wait is the first pause before a new connection, a second if not set; it
 	// doubles up to maxWaits times that.
 	Wait time.Duration
@@ -98,6 +101,9 @@ type State struct {
 func New(cfg Config) *Client {
 	if cfg.Wait == 0 {
 		cfg.Wait = time.Second
+	}
+	if cfg.UsageEvery == 0 {
+		cfg.UsageEvery = 10 * time.Second
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
@@ -287,8 +293,17 @@ func (c *Client) talk(ctx context.Context, stream agentv1.Agents_SyncClient) err
 	if err := s.status(c, true); err != nil {
 		return err
 	}
+	t := c.tell()
+	defer t.end()
 	for {
 		var err error
+		select { // acknowledgements first
+		case <-c.kick:
+			if err := s.news(c); err != nil {
+				return err
+			}
+		default:
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -297,9 +312,13 @@ func (c *Client) talk(ctx context.Context, stream agentv1.Agents_SyncClient) err
 		case <-status.C:
 			err = s.status(c, true)
 		case <-c.kick:
-			if err = s.acks(c); err == nil {
-				err = s.status(c, false)
-			}
+			err = s.news(c)
+		case <-t.rest.C:
+			err = t.rested(&s)
+		case <-t.wake:
+			err = t.flows(&s)
+		case <-t.every.C:
+			err = t.usage(&s)
 		}
 		if err != nil {
 			return err
@@ -344,6 +363,14 @@ type sending struct {
 	acked    table.Mark
 	digested time.Time
 	down     bool
+}
+
+// news sends what has changed.
+func (s *sending) news(c *Client) error {
+	if err := s.acks(c); err != nil {
+		return err
+	}
+	return s.status(c, false)
 }
 
 // acks sends the faults, then the revision: an ack covers what was named before.

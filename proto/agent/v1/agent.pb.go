@@ -985,11 +985,14 @@ func (x *Report) GetReason() string {
 }
 
 // Flows is a batch of the flow log. It is never waited for: what a full queue or
-// ring buffer had no room for is counted as lost.
+// ring buffer had no room for is counted as lost. Both counts go on when the
+// agent is started anew; one that falls has begun anew. What taken counts and
+// never arrives was lost on the way.
 type Flows struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Flows         []*Flow                `protobuf:"bytes,1,rep,name=flows,proto3" json:"flows,omitempty"`
-	Lost          uint64                 `protobuf:"varint,2,opt,name=lost,proto3" json:"lost,omitempty"` // since the agent started
+	Lost          uint64                 `protobuf:"varint,2,opt,name=lost,proto3" json:"lost,omitempty"`
+	Taken         uint64                 `protobuf:"varint,3,opt,name=taken,proto3" json:"taken,omitempty"` // entries that were sent up to now, these included; 0: not counted
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1038,6 +1041,13 @@ func (x *Flows) GetLost() uint64 {
 	return 0
 }
 
+func (x *Flows) GetTaken() uint64 {
+	if x != nil {
+		return x.Taken
+	}
+	return 0
+}
+
 // Flow is the beginning or the end of one entry of a port's flow table, or a
 // denial. Times are Unix nanoseconds.
 type Flow struct {
@@ -1052,7 +1062,7 @@ type Flow struct {
 	SourcePort      uint32                 `protobuf:"varint,8,opt,name=source_port,json=sourcePort,proto3" json:"source_port,omitempty"`
 	DestinationPort uint32                 `protobuf:"varint,9,opt,name=destination_port,json=destinationPort,proto3" json:"destination_port,omitempty"` // ICMP: type << 8 | code
 	Rule            uint32                 `protobuf:"varint,10,opt,name=rule,proto3" json:"rule,omitempty"`                                             // that admitted it; 0: none was needed, or none did
-	Reason          string                 `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`                                          // of a denial
+	Reason          string                 `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`                                          // of a denial, or of an end that was not the flow's own
 	Packets         uint64                 `protobuf:"varint,12,opt,name=packets,proto3" json:"packets,omitempty"`                                       // closed: both ways
 	Bytes           uint64                 `protobuf:"varint,13,opt,name=bytes,proto3" json:"bytes,omitempty"`                                           // closed: of IP, both ways
 	OpenedNs        int64                  `protobuf:"varint,14,opt,name=opened_ns,json=openedNs,proto3" json:"opened_ns,omitempty"`                     // closed: when it opened
@@ -3447,10 +3457,11 @@ const file_agent_proto_rawDesc = "" +
 	"generation\x18\x03 \x01(\x04R\n" +
 	"generation\x12\x14\n" +
 	"\x05state\x18\x04 \x01(\tR\x05state\x12\x16\n" +
-	"\x06reason\x18\x05 \x01(\tR\x06reason\"G\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"]\n" +
 	"\x05Flows\x12*\n" +
 	"\x05flows\x18\x01 \x03(\v2\x14.cairn.agent.v1.FlowR\x05flows\x12\x12\n" +
-	"\x04lost\x18\x02 \x01(\x04R\x04lost\"\x84\x04\n" +
+	"\x04lost\x18\x02 \x01(\x04R\x04lost\x12\x14\n" +
+	"\x05taken\x18\x03 \x01(\x04R\x05taken\"\x84\x04\n" +
 	"\x04Flow\x120\n" +
 	"\x05event\x18\x01 \x01(\x0e2\x1a.cairn.agent.v1.Flow.EventR\x05event\x12\x13\n" +
 	"\x05at_ns\x18\x02 \x01(\x03R\x04atNs\x12\x12\n" +
