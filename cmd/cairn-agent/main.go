@@ -16,6 +16,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -68,6 +69,7 @@ func command() *cobra.Command {
 	p.StringVar(&f.echo, "echo", "", "program of the workload echo")
 	p.BoolVar(&f.cfg.MTUCheck, "mtu-check", false, "refuse an uplink too small for full-size packets of instances")
 	p.StringToIntVar(&f.sizes, "map-size", nil, "NAME=ENTRIES of maps that are not there yet")
+	p.DurationVar(&f.cfg.Usage, "usage-every", 10*time.Second, "between reports of what ports have carried")
 	p.BoolVar(&f.verbose, "verbose", false, "log every step")
 	return c
 }
@@ -102,6 +104,9 @@ func (f *flags) run(ctx context.Context) error {
 func (f *flags) check() (err error) {
 	if !join.ValidName(f.cfg.Name) {
 		return fmt.Errorf("--name %q is no name of a hypervisor", f.cfg.Name)
+	}
+	if f.cfg.Usage < 100*time.Millisecond {
+		return fmt.Errorf("--usage-every %s is less than a tenth of a second", f.cfg.Usage)
 	}
 	if f.cfg.Uplink == "" || f.cfg.Control == "" {
 		return errors.New("--uplink and --control are needed")

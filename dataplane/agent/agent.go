@@ -28,6 +28,7 @@ import (
 	"cairn/dataplane/check"
 	"cairn/dataplane/debug"
 	"cairn/dataplane/dhcp"
+	"cairn/dataplane/flowlog"
 	"cairn/dataplane/host"
 	"cairn/dataplane/instance"
 	"cairn/dataplane/maps"
@@ -56,6 +57,7 @@ type Config struct {
 	Drivers  []compute.Driver
 	Sizes    map[string]uint32 // of maps, when they are made
 	MTUCheck bool              // refuse an uplink without room for the encapsulation
+	Usage    time.Duration     // between reports of what ports have carried; 0: ten seconds
 	Log      *slog.Logger
 }
 
@@ -81,6 +83,8 @@ type Agent struct {
 	answers  *dhcp.Server     // nil when it could not be opened
 	metadata *metadata.Server // the same
 	worker   *instance.Worker
+	traffic  *flowlog.Log // nil when it could not be opened
+	unlisten func()
 	started  time.Time
 	restarts uint64
 	lock     *os.File
@@ -196,9 +200,15 @@ func (a *Agent) openTable(high table.Mark) (err error) {
 }
 
 func (a *Agent) openParts() error {
-	a.client = dsync.New(dsync.Config{
+	a.openTraffic()
+	cfg := dsync.Config{
 		Control: a.cfg.Control, Folder: a.cfg.State, Token: a.cfg.Token, Inventory: a.inventory, Table: a.table, Log: a.log,
-	})
+		UsageEvery: a.cfg.Usage,
+	}
+	if a.traffic != nil {
+		cfg.Traffic = a.traffic
+	}
+	a.client = dsync.New(cfg)
 	a.worker = instance.NewWorker(a.cfg.Drivers, func(r instance.Report) {
 		a.client.Observe(dsync.Report{
 			Key: wire.Instance{ID: r.ID}.Key(), Generation: r.Generation, State: r.State, Reason: r.Reason,
@@ -236,6 +246,7 @@ func (a *Agent) close() {
 	if a.metadata != nil {
 		_ = a.metadata.Close() // the same
 	}
+	a.closeTraffic()
 	if a.table != nil {
 		a.table.Close()
 	}
@@ -257,6 +268,9 @@ func (a *Agent) run(ctx context.Context) error {
 	}
 	if a.answers != nil {
 		group.Go(func() error { a.answers.Run(ctx); return nil })
+	}
+	if a.traffic != nil {
+		group.Go(func() error { a.traffic.Run(ctx); return nil })
 	}
 	if a.metadata != nil {
 		group.Go(func() error { a.serveMetadata(ctx); return nil })

@@ -277,7 +277,11 @@ func (h *Host) DetachPort(port uint32) error {
 			errs = append(errs, err)
 		}
 	}
-	errs = append(errs, h.forgetFlows(port), h.forgetStat(port))
+	errs = append(errs, h.forgetFlows(port))
+	if last, err := h.PortStats(port); err == nil && h.detached != nil {
+		h.detached(port, last)
+	}
+	errs = append(errs, h.forgetStat(port))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("detach port %d: %w", port, err)
 	}

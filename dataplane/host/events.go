@@ -33,6 +33,50 @@ type EventLoss struct {
 	Muted uint64 `json:"muted"` // beyond the rate of 1,000 a second, port and CPU
 }
 
+// EventCounts are what the programs have told and could not tell since their maps
+// were made, whatever agents came and went meanwhile.
+type EventCounts struct {
+	Told    uint64
+	Lost    uint64 // there was no room in the ring
+	Muted   uint64
+	Waiting uint64 // told, and in the ring: about as many as long as nobody reads
+}
+
+// EventCounts of the host.
+func (h *Host) EventCounts() (EventCounts, error) {
+	var perCPU []bpf.EventStat
+	if err := h.Maps.EventStat.Lookup(uint32(0), &perCPU); err != nil {
+		return EventCounts{}, fmt.Errorf("read event_stat: %w", err)
+	}
+	var sum EventCounts
+	for _, s := range perCPU {
+		sum.Told += s.Told
+		sum.Lost += s.Lost
+		sum.Muted += s.Muted
+	}
+	return sum, nil
+}
+
+// EventsWaiting is EventCounts with what waits in the ring. It is for who reads it
+// next, before that: nobody else may look into it meanwhile.
+func (h *Host) EventsWaiting() (EventCounts, error) {
+	sum, err := h.EventCounts() // before: what comes in between must not look lost
+	if err != nil {
+		return sum, err
+	}
+	ring, err := ringbuf.NewReader(h.Maps.Events)
+	if err != nil {
+		return sum, fmt.Errorf("open the ring of events: %w", err)
+	}
+	defer ring.Close()
+	const header = 8 // of a record in the ring
+	sum.Waiting = uint64(ring.AvailableBytes()) / uint64(binary.Size(bpf.Event{})+header)
+	return sum, nil
+}
+
+// Missed is how many events this listener was too slow for.
+func (e *Events) Missed() uint64 { return e.missed.Load() }
+
 // eventQueue is how far a listener may be behind.
 const eventQueue = 4096
 
@@ -124,16 +168,8 @@ func (e *Events) Loss() (EventLoss, error) {
 }
 
 func (h *Host) eventLoss() (EventLoss, error) {
-	var perCPU []bpf.EventStat
-	if err := h.Maps.EventStat.Lookup(uint32(0), &perCPU); err != nil {
-		return EventLoss{}, fmt.Errorf("read event_stat: %w", err)
-	}
-	var sum EventLoss
-	for _, s := range perCPU {
-		sum.Lost += s.Lost
-		sum.Muted += s.Muted
-	}
-	return sum, nil
+	c, err := h.EventCounts()
+	return EventLoss{Lost: c.Lost, Muted: c.Muted}, err
 }
 
 // run reads the ring until ctx ends.

@@ -100,8 +100,13 @@ type Host struct {
 	progs map[string]*ebpf.Program
 	links map[string]link.Link // by pin name
 
-	events eventReader
+	events   eventReader
+	detached func(port uint32, last PortStats)
 }
+
+// OnDetach has told what a port had counted when it was detached. It is set before
+// any is, and must not wait.
+func (h *Host) OnDetach(tell func(port uint32, last PortStats)) { h.detached = tell }
 
 // Open brings the host's dataplane up, or takes it over as it is: pinned maps
 // keep their contents and ids, programs whose bytes have not changed stay, and
