@@ -107,7 +107,7 @@ func (b *portsBench) attach(h *rig.Hypervisor) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, h.Shut()) }()
-	before, err := sum(ofPorts(h.Host))
+	before, _, err := common(h)
 	if err != nil {
 		return err
 	}
@@ -138,24 +138,20 @@ func (b *portsBench) attach(h *rig.Hypervisor) (err error) {
 	if err := h.Hold(items(h, b.ports)...); err != nil {
 		return err
 	}
-	return b.memory(h.Host, before)
+	return b.memory(h, before)
 }
 
 // memory sums what the maps hold: a port's own tables of flows, and its share of
 // what all ports have in common. What the load balancer has, with ports or
 // without, is told beside it.
-func (b *portsBench) memory(h *host.Host, before uint64) error {
-	common, err := sum(ofPorts(h))
-	if err != nil {
-		return err
-	}
-	balancing, err := sum(ofBalancing(h))
+func (b *portsBench) memory(h *rig.Hypervisor, before uint64) error {
+	shared, balancing, err := common(h)
 	if err != nil {
 		return err
 	}
 	var fresh, established uint64
 	for id := range b.ports {
-		n, e, err := own(h, uint32(id+1))
+		n, e, err := own(h.Host, uint32(id+1))
 		if err != nil {
 			return err
 		}
@@ -164,9 +160,9 @@ func (b *portsBench) memory(h *host.Host, before uint64) error {
 	per := func(sum uint64) float64 { return float64(sum) / float64(b.ports) / kilobyte }
 	b.Title("map memory of %d idle ports, kB a port (memlock of fdinfo)", b.ports)
 	b.Note("own: unconfirmed flows %.1f, established flows %.1f", per(fresh), per(established))
-	b.Note("share of the common maps: %.1f; %.1f of it grew with the ports", per(common), per(common-before))
+	b.Note("share of the common maps: %.1f; %.1f of it grew with the ports", per(shared), per(shared-before))
 	b.Note("beside that, load balancing: %.1f", per(balancing))
-	b.Bar("map memory of an idle port, own and share, kB", per(fresh+established+common), perPort)
+	b.Bar("map memory of an idle port, own and share, kB", per(fresh+established+shared), perPort)
 	return nil
 }
 
@@ -184,33 +180,39 @@ func own(h *host.Host, port uint32) (fresh, established uint64, err error) {
 	return fresh, established, err
 }
 
-func sum(all []*ebpf.Map) (bytes uint64, err error) {
-	for _, m := range all {
-		n, err := rig.MapMemory(m)
-		if err != nil {
-			return 0, err
+// balancing are the maps that serve VIPs; all others serve ports.
+var balancing = map[string]bool{
+	"vip_bits": true, "vip4": true, "vipaddr4": true, "svc": true, "slots": true, "backends": true, "nexthops": true,
+	"svc_stat": true, "backend_stat": true, "local": true, "refusals": true,
+}
+
+// common sums the pinned maps, which all ports of a host share, and those of load
+// balancing apart.
+func common(h *rig.Hypervisor) (ofPorts, ofBalancing uint64, err error) {
+	folder := filepath.Join(h.Config.Pins, "v1")
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			continue
 		}
-		bytes += n
+		m, err := ebpf.LoadPinnedMap(filepath.Join(folder, e.Name()), nil)
+		if err != nil {
+			return 0, 0, fmt.Errorf("open %s: %w", e.Name(), err)
+		}
+		n, err := rig.MapMemory(m)
+		if err := errors.Join(err, m.Close()); err != nil {
+			return 0, 0, err
+		}
+		if balancing[e.Name()] {
+			ofBalancing += n
+		} else {
+			ofPorts += n
+		}
 	}
-	return bytes, nil
-}
-
-// ofPorts are the maps that all ports of a host have in common.
-func ofPorts(h *host.Host) []*ebpf.Map {
-	m := h.Maps
-	return []*ebpf.Map{
-		m.Cfg, m.Meta, m.Reasons, m.Vteps, m.VtepSeen, m.Fdb, m.PortCfg, m.IfindexPort, m.AddrOk, m.AddrPort, m.Prefixes,
-		m.Members, m.Cidr, m.PeerBm, m.CidrBm, m.PortBounds, m.PortBm, m.RuleIds, m.RuleStats, m.CtNew, m.CtEst, m.CtSwept,
-		m.Frag, m.Neigh, m.Bum, m.Listeners, m.Pace, m.Punts,
-	}
-}
-
-// ofBalancing are those that serve VIPs.
-func ofBalancing(h *host.Host) []*ebpf.Map {
-	m := h.Maps
-	return []*ebpf.Map{
-		m.VipBits, m.Vip4, m.Vipaddr4, m.Svc, m.Slots, m.Backends, m.Nexthops, m.SvcStat, m.BackendStat, m.Local, m.Refusals,
-	}
+	return ofPorts, ofBalancing, nil
 }
 
 // items of so many instances: twenty sets of groups with three rules each.
