@@ -100,17 +100,6 @@ func TestAgentKilledWhileThePoolGrows(t *testing.T) {
 	c.inStep()
 }
 
-// TestDetachedProgramFailsRequests is the negative control of the test above:
-// what an agent's death does not break, the loss of its program does.
-func TestDetachedProgramFailsRequests(t *testing.T) {
-	c := newCloud(t, lab.Config{Hypervisors: 1})
-	c.web(2)
-	all, at := c.underLoad(time.Second, func() { c.detach(1) })
-	if failed, sent := story.Failures(all, at, time.Time{}); len(failed) == 0 {
-		t.Errorf("0 of %d requests failed with the uplink program detached", sent)
-	}
-}
-
 // TestHypervisorIsLost: first its uplink alone, then, when it is back and the
 // control plane past its grace, the whole of it.
 func TestHypervisorIsLost(t *testing.T) {

@@ -100,7 +100,9 @@ func TestSilencedChecksRemoveNothing(t *testing.T) {
 }
 
 // TestVIPOutlivesItsAgent: a dead agent is no dead dataplane. CAIRN_LONG=1 (make
-// long) looks for a whole minute.
+// long) looks for a whole minute. The negative control, of
+// TestAgentKilledWhileThePoolGrows as well, is the loss of the program: that
+// fails requests.
 func TestVIPOutlivesItsAgent(t *testing.T) {
 	look := 15 * time.Second // three leases
 	if os.Getenv("CAIRN_LONG") != "" {
@@ -116,6 +118,11 @@ func TestVIPOutlivesItsAgent(t *testing.T) {
 		t.Errorf("%d of %d requests failed without an agent: %v", len(failed), sent, failed[0].Err)
 	}
 	c.announced(1)
+
+	requests, at := c.underLoad(time.Second, func() { c.detach(1) })
+	if failed, sent := story.Failures(requests, at, time.Time{}); len(failed) == 0 {
+		t.Errorf("0 of %d requests failed with the uplink program detached", sent)
+	}
 }
 
 // TestDetachedProgramWithdrawsTheVIP: the speaker looks for itself.
