@@ -8,6 +8,7 @@
 #include "policy.h"
 #include "port.h"
 #include "private.h"
+#include "rate.h"
 #include "vm.h"
 
 /*
@@ -86,6 +87,8 @@ int vm_in(struct __sk_buff *skb)
 		return drop(&w->f, REASON_SPOOFED_MAC);
 	if (skb->vlan_present)
 		return drop(&w->f, REASON_VLAN);
+	if (!may_send(skb, &w->f, pc, *port))
+		return drop(&w->f, REASON_RATE);
 	if (pc->vni)
 		return from_private(skb, w, c, pc, *port);
 	if (w->f.proto == bpf_htons(ETH_P_ARP))

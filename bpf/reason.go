@@ -150,4 +150,5 @@ const (
 	ReasonICMPRedirect     = uplinkReasonREASON_ICMP_REDIRECT
 	ReasonSMTP             = uplinkReasonREASON_SMTP
 	ReasonMetadataClosed   = uplinkReasonREASON_METADATA_CLOSED
+	ReasonRate             = uplinkReasonREASON_RATE
 )

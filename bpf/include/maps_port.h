@@ -29,7 +29,7 @@ struct port_cfg {
 	__u32 established; /* lifetime of an idle TCP flow in seconds; 0: an hour */
 	__u32 reserved;
 	__u64 loose_until; /* CLOCK_MONOTONIC ns until which PORT_STRICT does not count */
-	__u32 reserved2[2];
+	__u64 rate_from;   /* bytes a second that may come from the VM; 0: any */
 };
 
 struct addr_key {

@@ -60,6 +60,7 @@ struct pace {
 	__u64 bum;
 	__u64 punt;
 	__u64 fragments;
+	__u64 sent; /* the bucket of port_cfg.rate_from is full again */
 };
 
 /* The same for answers about packets that are too large for a port: to who sent

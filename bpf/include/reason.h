@@ -117,5 +117,8 @@ enum reason {
 
 	/* 130 to 139: policies. 140 to 149: the door. */
 
+	/* Bandwidth. */
+	REASON_RATE = 150, /* more than the port may send */
+
 	REASON_MAX = 256,
 };

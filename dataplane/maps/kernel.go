@@ -72,6 +72,9 @@ func (k *Kernel) Put(e Entry, _ string) error {
 		return k.host.AttachPort(int(u32(e.Value)), u32(e.Key))
 	case e.Map == Quota:
 		return k.host.SetQuota(u32(e.Key), u32(e.Value))
+	case e.Map == Shaper:
+		limit := As[Limit](e.Value)
+		return host.Shape(int(limit.Device), limit.Rate)
 	case k.mapped[e.Map] != nil:
 		return k.mapped[e.Map].store(u32(e.Key), e.Value)
 	}
@@ -85,6 +88,8 @@ func (k *Kernel) Delete(e Entry) error {
 		return k.host.DetachPort(u32(e.Key))
 	case e.Map == Quota:
 		return nil // the tables go with the port
+	case e.Map == Shaper:
+		return host.Shape(int(As[Limit](e.Value).Device), 0)
 	case k.mapped[e.Map] != nil:
 		return k.mapped[e.Map].store(u32(e.Key), string(make([]byte, len(e.Value))))
 	case e.Map == PortCfg:
@@ -110,6 +115,11 @@ func (k *Kernel) Get(e Entry) (string, bool, error) {
 	case e.Map == Quota:
 		quota, err := k.host.Quota(u32(e.Key))
 		return U32(quota), err == nil, err
+	case e.Map == Shaper:
+		limit := As[Limit](e.Value)
+		rates, err := host.Shapers()
+		limit.Rate = rates[int(limit.Device)]
+		return Bytes(limit), limit.Rate != 0, err
 	case k.mapped[e.Map] != nil:
 		value, err := k.mapped[e.Map].load(u32(e.Key), len(e.Value))
 		return value, err == nil && !(array(e.Map) && zero(value)), err
@@ -133,6 +143,8 @@ func (k *Kernel) Load(m Map, found func(Entry)) error {
 		return err
 	case m == Quota:
 		return k.loadQuotas(found)
+	case m == Shaper:
+		return k.loadShapers(found)
 	case m == Slots:
 		return k.loadSlots(found)
 	case k.mapped[m] != nil:
@@ -161,6 +173,20 @@ func (k *Kernel) loadQuotas(found func(Entry)) error {
 			return err
 		}
 		found(Make(Quota, port, quota))
+	}
+	return err
+}
+
+func (k *Kernel) loadShapers(found func(Entry)) error {
+	rates, err := host.Shapers()
+	if err != nil || len(rates) == 0 {
+		return err
+	}
+	ports, err := k.host.Attached()
+	for port, ifindex := range ports {
+		if rate := rates[ifindex]; rate != 0 {
+			found(Make(Shaper, port, Limit{Device: uint32(ifindex), Rate: rate}))
+		}
 	}
 	return err
 }

@@ -19,8 +19,8 @@ type Map uint8
 
 // The maps. Attach is none: its entries are ports and the devices that the
 // port's programs are attached to. Nor is Quota: its entries are attached ports
-// and the room in their flow tables; what a port may do comes before that. A
-// slots entry is a whole range: its key is the first slot, its value all of
+// and the room in their flow tables; what a port may do comes before that. Nor is
+// Shaper: its entries are ports and their Limit. A slots entry is a whole range: its key is the first slot, its value all of
 // them.
 const (
 	Prefixes Map = iota + 1
@@ -42,6 +42,7 @@ const (
 	AddrPort
 	AddrNet
 	Quota
+	Shaper
 	Bum
 	Backends
 	Local
@@ -80,6 +81,7 @@ var traits = [mapEnd]trait{
 	AddrPort:   {name: "addr_port"},
 	AddrNet:    {name: "addr_net"},
 	Quota:      {name: "quota"},
+	Shaper:     {name: "shaper"},
 	Bum:        {name: "bum"},
 	Backends:   {name: "backends", grace: true},
 	Local:      {name: "local"},
@@ -105,6 +107,13 @@ func All() []Map {
 type ID struct {
 	Map Map
 	Key string
+}
+
+// Limit is what a device may send towards its instance.
+type Limit struct {
+	Device   uint32 // interface index
+	Reserved uint32
+	Rate     uint64 // bytes a second
 }
 
 // Entry is an ID and the bytes of its value.

@@ -106,7 +106,13 @@ func printValue(e Entry) string {
 		if v.Established != 0 {
 			line += fmt.Sprintf(" established %d s", v.Established)
 		}
+		if v.RateFrom != 0 {
+			line += fmt.Sprintf(" rate from %d B/s", v.RateFrom)
+		}
 		return line
+	case Shaper:
+		v := As[Limit](e.Value)
+		return fmt.Sprintf("device %d %d B/s", v.Device, v.Rate)
 	case Backends:
 		v := As[bpf.Backend](e.Value)
 		return fmt.Sprintf("endpoint %s nexthop %d mac %s", bpf.AddrBE32(v.Endpoint), v.Nexthop, net.HardwareAddr(v.Mac[:]))

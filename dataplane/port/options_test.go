@@ -95,6 +95,38 @@ func TestQuota(t *testing.T) {
 	}
 }
 
+// What may come from an instance is the programs' matter; what goes to it is the
+// device's, and wanted with it.
+func TestBandwidth(t *testing.T) {
+	const from, to = 1_000_000, 2_000_000
+	desired := tableOf(t, wire.Port{ID: 1, MAC: [6]byte{2}, RateFrom: from, RateTo: to})
+	defer desired.Close()
+	for _, there := range []bool{true, false} {
+		facts := Facts{}
+		if there {
+			facts.Devices = map[uint32]uint32{1: 100}
+		}
+		u, err := NewBuilder(desired.View(), facts, maps.NewImage(), nil).Unit("port/1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		limited := false
+		for _, e := range u.Want {
+			switch e.Map {
+			case maps.Shaper:
+				limited = e == maps.Make(maps.Shaper, uint32(1), maps.Limit{Device: 100, Rate: to})
+			case maps.PortCfg:
+				if got := maps.As[bpf.PortCfg](e.Value).RateFrom; got != from {
+					t.Errorf("%d B/s may come from it, want %d", got, from)
+				}
+			}
+		}
+		if limited != there {
+			t.Errorf("a limit towards it is wanted: %t, the device is there: %t", limited, there)
+		}
+	}
+}
+
 // What a port has beside its addresses: single ones go among these, ranges into
 // maps of their own, and what would hold IPv4 among IPv6 nowhere.
 func TestFurtherAddresses(t *testing.T) {

@@ -146,6 +146,9 @@ func (b *Builder) port(u *maps.Unit, p wire.Port) error {
 	}
 	if device := b.facts.Devices[p.ID]; device != 0 {
 		u.Want = append(u.Want, maps.Make(maps.Attach, p.ID, device), maps.Make(maps.Quota, p.ID, quota(p)))
+		if p.RateTo != 0 {
+			u.Want = append(u.Want, maps.Make(maps.Shaper, p.ID, maps.Limit{Device: device, Rate: p.RateTo}))
+		}
 	}
 	for _, a := range p.Addresses {
 		u.Want = append(u.Want, maps.Make(maps.AddrOK, bpf.AddrKey{Port: p.ID, Ip: bpf.IP16(a)}, uint32(0)))
@@ -176,6 +179,7 @@ const judged = bpf.PortFirewall | bpf.PortSMTPOpen
 
 // options of a port.
 func options(cfg *bpf.PortCfg, p wire.Port) {
+	cfg.RateFrom = p.RateFrom
 	if p.Flags&wire.PortFirewall != 0 && p.Network != 0 {
 		cfg.Flags |= bpf.PortFirewall
 	}

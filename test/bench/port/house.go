@@ -144,7 +144,7 @@ func (h *house) hold(items ...wire.Item) error {
 func (h *house) do(s maps.Step) error {
 	m, ok := h.maps[s.Map.String()]
 	switch {
-	case s.Map == maps.Attach, s.Map == maps.Quota: // the device is the loopback's, its flow table the bench's
+	case s.Map == maps.Attach, s.Map == maps.Quota, s.Map == maps.Shaper: // the device is the loopback's, its flow table the bench's
 		return nil
 	case !ok:
 		return fmt.Errorf("no map of that name")

@@ -15,7 +15,7 @@ import (
 // map (devices, quotas) is not written.
 type store struct{ k *Kernel }
 
-func isMap(e own.Entry) bool { return e.Map != own.Attach && e.Map != own.Quota }
+func isMap(e own.Entry) bool { return e.Map != own.Attach && e.Map != own.Quota && e.Map != own.Shaper }
 
 func (s store) Put(e own.Entry, _ string) error {
 	if !isMap(e) {
