@@ -393,6 +393,7 @@ type uplinkPace struct {
 	Bum       uint64
 	Punt      uint64
 	Fragments uint64
+	Sent      uint64
 }
 
 type uplinkPortCfg struct {
@@ -409,7 +410,7 @@ type uplinkPortCfg struct {
 	Established uint32
 	Reserved    uint32
 	LooseUntil  uint64
-	Reserved2   [2]uint32
+	RateFrom    uint64
 }
 
 type uplinkPortFlag uint32
@@ -561,6 +562,7 @@ const (
 	uplinkReasonREASON_WRONG_HOST         uplinkReason = 104
 	uplinkReasonREASON_PUNT_RATE          uplinkReason = 105
 	uplinkReasonREASON_TO_SERVER          uplinkReason = 106
+	uplinkReasonREASON_RATE               uplinkReason = 150
 	uplinkReasonREASON_MAX                uplinkReason = 256
 )
 
