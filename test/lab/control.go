@@ -130,10 +130,10 @@ func (l *Lab) startAll() error {
 			return err
 		}
 		socket.Close()
-		l.add(daemonState{Name: "cairnd", Namespace: controlNamespace(l.state.Name), Inherits: true, Argv: []string{
+		l.add(daemonState{Name: "cairnd", Namespace: controlNamespace(l.state.Name), Inherits: true, Argv: append([]string{
 			l.program("cairnd"), "run", "--state", l.controlState(),
 			"--listen-agents", netip.AddrPortFrom(controlAddress, agentPort).String(), "--public-url", l.API(),
-		}})
+		}, l.cfg.Control...)})
 	}
 	l.order = append(l.order, hypervisors...)
 	for i := 1; i <= l.state.Hypervisors; i++ {

@@ -30,6 +30,7 @@ type Config struct {
 	Router      string   // BIRD (default) or FRR
 	Roles       []string // of hypervisor 1, 2, …; default "compute,lb"
 	Agent       []string // further flags of every cairn-agent
+	Control     []string // further flags of cairnd run
 	Bin         string   // folder of the built commands
 	Bare        bool     // network and router only, none of our daemons
 	Progress    func(Took)
