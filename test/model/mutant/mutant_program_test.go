@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,15 +21,22 @@ import (
 const patience = 90 * time.Second
 
 // TestMutantsAreFound is the negative control of the tables and the fuzzer.
-// MUTANTS=all looks at all of them, else at the smoke.
+// MUTANTS=all looks at all of them, lines of name:WORD at those whose names
+// contain one of the words, and else it looks at the smoke.
 func TestMutantsAreFound(t *testing.T) {
 	sources, err := Open("../../../bpf")
 	if err != nil {
 		t.Fatal(err)
 	}
 	mutants := Smoke()
-	if os.Getenv("MUTANTS") == "all" {
+	switch asked := os.Getenv("MUTANTS"); {
+	case asked == "all":
 		mutants = All()
+	case strings.HasPrefix(asked, "name:"):
+		mutants = named(strings.Split(strings.TrimPrefix(asked, "name:"), "\nname:"))
+	}
+	if len(mutants) == 0 {
+		t.Fatal("no mutant has such a name")
 	}
 	killed := 0
 	for _, m := range mutants {
@@ -44,6 +53,12 @@ func TestMutantsAreFound(t *testing.T) {
 		}
 	}
 	t.Logf("mutants killed: %d/%d", killed, len(mutants))
+}
+
+func named(words []string) []Mutant {
+	return slices.DeleteFunc(All(), func(m Mutant) bool {
+		return !slices.ContainsFunc(words, func(word string) bool { return strings.Contains(m.Name, word) })
+	})
 }
 
 // find the fault: by which table, or by which sequence of the fuzzer. Empty if
