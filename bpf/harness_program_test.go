@@ -112,7 +112,7 @@ var load = sync.OnceValues(func() (*world, error) {
 	w := &world{maps: uplink.Maps, progs: uplink.Programs, flows: map[uint32]*ebpf.Map{}, fresh: map[uint32]*ebpf.Map{}}
 	maps.Copy(w.progs, port.Programs)
 	maps.Copy(w.progs, overlay.Programs)
-	for _, port := range []uint32{port5, port6} {
+	for _, port := range []uint32{port5, port6, port20, port30, port31} {
 		if w.flows[port], err = ebpf.NewMap(specs.Uplink.Maps["ct_est"].InnerMap); err != nil {
 			return nil, err
 		}

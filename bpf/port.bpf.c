@@ -2,6 +2,7 @@
 //go:build ignore
 
 #include "deliver.h"
+#include "door.h"
 #include "export.h"
 #include "neighbour.h"
 #include "packet.h"
@@ -18,14 +19,6 @@
  */
 
 /* The way out */
-
-static __always_inline int to_door(struct __sk_buff *skb, const struct frame *f, const struct cfg *c,
-				   const struct port_cfg *pc)
-{
-	if (write_macs(skb, c->door_mac, pc->gateway_mac))
-		return drop(f, REASON_MALFORMED);
-	return redirected(f, bpf_redirect(c->door, 0), REASON_TO_DOOR);
-}
 
 /* A port of this host, the sender's own included: its policy is asked first. */
 static __always_inline int to_neighbour(struct __sk_buff *skb, struct work *w, const struct port_cfg *pc, __u32 port)
@@ -104,6 +97,8 @@ int vm_in(struct __sk_buff *skb)
 		return drop(&w->f, reason);
 	if (is_too_big(skb, &w->f, pc))
 		return too_big_out(skb, &w->f, pc, *port);
+	if (is_metadata(&w->f))
+		return to_metadata(skb, w, c, pc, *port);
 	if (w->f.ip.ttl <= 1)
 		return drop(&w->f, REASON_TTL);
 	return from_vm(skb, w, c, pc, *port);
@@ -119,8 +114,9 @@ int vm_guard(struct __sk_buff *skb)
 }
 
 /*
- * The host's side of cairn-svc: health checks on their way to a port. They
- * need no rule, because they came through the door, not because of an address.
+ * The host's side of cairn-svc: health checks on their way to a port, and what the
+ * metadata service answers. They need no rule, because they came through the door,
+ * not because of an address.
  */
 SEC("tcx/ingress")
 int svc_in(struct __sk_buff *skb)
@@ -140,6 +136,8 @@ int svc_in(struct __sk_buff *skb)
 		return drop(&w->f, w->f.reason);
 	if (w->f.ip.fragment)
 		return drop(&w->f, REASON_FRAGMENT);
+	if (w->f.ip.family == 4 && ip16_v4(&w->f.ip.src) == bpf_htonl(METADATA_ADDRESS))
+		return from_metadata(skb, w);
 	if (w->f.ip.family != 4 || ip16_v4(&w->f.ip.src) != c->probe)
 		return drop(&w->f, REASON_BAD_SOURCE);
 	pc = port_at(&w->f.ip.dst, &port);

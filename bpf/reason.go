@@ -149,6 +149,9 @@ const (
 	ReasonICMPTooSmall     = uplinkReasonREASON_ICMP_TOO_SMALL
 	ReasonICMPRedirect     = uplinkReasonREASON_ICMP_REDIRECT
 	ReasonSMTP             = uplinkReasonREASON_SMTP
+	ReasonDoorProtocol     = uplinkReasonREASON_DOOR_PROTOCOL
+	ReasonDoorNoFlow       = uplinkReasonREASON_DOOR_NO_FLOW
+	ReasonDoorNobody       = uplinkReasonREASON_DOOR_NOBODY
 	ReasonMetadataClosed   = uplinkReasonREASON_METADATA_CLOSED
 	ReasonRate             = uplinkReasonREASON_RATE
 )

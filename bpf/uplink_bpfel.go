@@ -562,6 +562,9 @@ const (
 	uplinkReasonREASON_WRONG_HOST         uplinkReason = 104
 	uplinkReasonREASON_PUNT_RATE          uplinkReason = 105
 	uplinkReasonREASON_TO_SERVER          uplinkReason = 106
+	uplinkReasonREASON_DOOR_PROTOCOL      uplinkReason = 140
+	uplinkReasonREASON_DOOR_NO_FLOW       uplinkReason = 141
+	uplinkReasonREASON_DOOR_NOBODY        uplinkReason = 142
 	uplinkReasonREASON_RATE               uplinkReason = 150
 	uplinkReasonREASON_MAX                uplinkReason = 256
 )

@@ -190,7 +190,8 @@ static __noinline enum reason translate(void *est, void *fresh, struct visit *v,
 }
 
 /* Have the next packet find the flow that v's record begins: the record again,
- * as an alias, under the tuple of the wire. It is in the table of its flow. */
+ * as an alias, under the tuple of the wire. It is in the table of its flow, and
+ * says which address of the instance's the flow is of. */
 static __noinline enum reason remember_alias(void *table, struct visit *v)
 {
 	struct ct_key alias = alias_of(v);
@@ -200,11 +201,23 @@ static __noinline enum reason remember_alias(void *table, struct visit *v)
 	v->flow.flags = CT_ALIAS;
 	v->flow.state = CT_ESTABLISHED;
 	v->flow.peer_port = v->key.peer_port;
+	v->flow.vip = v->key.own;
 	full = bpf_map_update_elem(table, &alias, &v->flow, BPF_ANY);
 	v->flow.flags = flags;
 	v->flow.state = state;
 	v->flow.peer_port = v->wire_port;
+	v->flow.vip = v->vip;
 	return full ? REASON_CT_FULL : REASON_NONE;
+}
+
+/* The same of a flow that nobody has confirmed: one that was before it under that
+ * tuple is over. */
+static __noinline enum reason renew_alias(void *est, void *fresh, struct visit *v)
+{
+	struct ct_key alias = alias_of(v);
+
+	bpf_map_delete_elem(est, &alias);
+	return remember_alias(fresh, v);
 }
 
 /* The record of a flow that begins with v's packet. */
@@ -279,13 +292,13 @@ static __always_inline enum reason begin(void *est, void *fresh, const struct po
 		tell_replaced(est, fresh, v);
 	if (v->stale)
 		bpf_map_delete_elem(est, &v->key);
-	if (v->host && confirm(est, &v->key, v, now))
+	if (v->host && v->direction == DIRECTION_IN && confirm(est, &v->key, v, now))
 		return REASON_NONE;
 	if (bpf_map_update_elem(fresh, &v->key, &v->flow, BPF_ANY))
 		return REASON_CT_FULL;
 	if (is_logged(pc, &v->flow))
 		tell_flow(&v->key, &v->flow, v->port, EVENT_OPENED, REASON_NONE);
-	return v->new_alias ? remember_alias(fresh, v) : REASON_NONE;
+	return v->new_alias ? renew_alias(est, fresh, v) : REASON_NONE;
 }
 
 /*

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 
+#include "door.h"
 #include "multicast.h"
 #include "resolve.h"
 #include "toobig.h"
@@ -185,6 +186,8 @@ __noinline int from_private(struct __sk_buff *skb, struct work *w, const struct 
 		return drop(&w->f, reason);
 	if (is_too_big(skb, &w->f, pc))
 		return too_big_out(skb, &w->f, pc, port);
+	if (is_metadata(&w->f) && same_mac(w->f.dst, pc->gateway_mac))
+		return to_metadata(skb, w, c, pc, port);
 	reason = dismiss(skb, w, pc, port);
 	if (reason)
 		return drop(&w->f, reason);

@@ -115,7 +115,12 @@ enum reason {
 	REASON_PUNT_RATE = 105,	  /* more questions to the agent than a port may ask */
 	REASON_TO_SERVER = 106,	  /* to the network's own server, that serves DHCP alone */
 
-	/* 130 to 139: policies. 140 to 149: the door. */
+	/* 130 to 139: policies. */
+
+	/* The door of the host's own services. */
+	REASON_DOOR_PROTOCOL = 140, /* to or from the metadata service: not TCP, or not its port */
+	REASON_DOOR_NO_FLOW = 141,  /* from the metadata service: nobody there has asked */
+	REASON_DOOR_NOBODY = 142,   /* from the metadata service: to a port that is not here */
 
 	/* Bandwidth. */
 	REASON_RATE = 150, /* more than the port may send */

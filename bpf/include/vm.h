@@ -27,9 +27,16 @@ static __always_inline bool is_door(const struct frame *f, const struct cfg *c)
 	return f->ip.family == 4 && ip16_v4(&f->ip.dst) == c->probe;
 }
 
+#define METADATA_ADDRESS 0xa9fea9fe /* 169.254.169.254 */
+
+static __always_inline bool is_metadata(const struct frame *f)
+{
+	return f->ip.family == 4 && ip16_v4(&f->ip.dst) == bpf_htonl(METADATA_ADDRESS);
+}
+
 static __always_inline enum reason check_destination(const struct frame *f, const struct cfg *c)
 {
-	if (is_door(f, c))
+	if (is_door(f, c) || is_metadata(f))
 		return REASON_NONE; /* the flow table decides */
 	if (is_bad_destination(&f->ip))
 		return REASON_BAD_DESTINATION;

@@ -36,6 +36,7 @@ type Facts struct {
 	Own      []netip.Prefix // underlay, management, host: no port may reach it
 	Served   []netip.Prefix // announced for instances
 	Probe    netip.Addr     // the door's own address, the source of health checks
+	Metadata netip.Addr     // where instances ask who they are
 	Uplink   frame.MAC
 	Gateway  frame.MAC // of every port
 	Door     frame.MAC
@@ -69,6 +70,7 @@ type Port struct {
 	Generation uint32
 	Flows      Flows
 	Pieces     Pieces
+	asked      map[uint16]asked // of the metadata service
 }
 
 // Group is a security group.

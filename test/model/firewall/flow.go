@@ -248,7 +248,7 @@ func (h *Host) begin(p *Port, v visit, t Tuple) (*Flow, Tuple, Reason) {
 		f.hearFirst(v)
 		f.ends(v)
 	}
-	f.Confirmed = f.Host && p.Flows.roomForOne()
+	f.Confirmed = f.Host && v.direction == In && p.Flows.roomForOne()
 	f.Seen, f.Packets = h.Now, 1
 	h.count(f, v)
 	return f, t, None
@@ -299,6 +299,9 @@ func (p *Port) Lives(now time.Duration) []time.Duration {
 	}
 	for _, d := range p.Pieces {
 		out = append(out, d.left(now))
+	}
+	for _, a := range p.asked {
+		out = append(out, a.left(now))
 	}
 	return out
 }

@@ -45,6 +45,9 @@ func (h *Host) FromVM(id PortID, b []byte, choose Chooser) Verdict {
 	if x.exceeds(p) {
 		return x.tooBig(p, b)
 	}
+	if x.Dst == h.Metadata {
+		return h.toMetadata(id, p, x, b)
+	}
 	if x.TTL <= 1 {
 		return because(HopsSpent)
 	}
@@ -123,7 +126,7 @@ func (h *Host) maySend(p *Port, x Headers, why Reason) Reason {
 	if isSpecial(x.Src) {
 		return BadSource
 	}
-	if x.Dst == h.Probe {
+	if x.Dst == h.Probe || x.Dst == h.Metadata {
 		return None
 	}
 	if isSpecial(x.Dst) {
@@ -229,6 +232,9 @@ func (h *Host) FromDoor(b []byte, choose Chooser) Verdict {
 	}
 	if x.Piece != nil {
 		return because(NotAllowed)
+	}
+	if x.Src == h.Metadata {
+		return h.fromMetadata(x, b, choose)
 	}
 	if x.Src != h.Probe {
 		return because(BadSource)

@@ -60,4 +60,9 @@ const (
 	RogueDHCP6    Reason = "rogue_dhcp6"
 	SpoofedND     Reason = "spoofed_nd"
 	NDIgnored     Reason = "nd_ignored"
+
+	// The door.
+	DoorProtocol Reason = "door_protocol"
+	DoorNoFlow   Reason = "door_no_flow"
+	DoorNobody   Reason = "door_nobody"
 )

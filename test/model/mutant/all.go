@@ -7,7 +7,7 @@ import "slices"
 // All mutants. The first three are the smoke that every run of the tests looks
 // at.
 func All() []Mutant {
-	return slices.Concat(smoke, policy, flows, connections, ports, headers, fragments, quotes)
+	return slices.Concat(smoke, policy, flows, connections, ports, door, headers, fragments, quotes)
 }
 
 // Smoke is what there is always time for.
@@ -59,7 +59,7 @@ var flows = []Mutant{
 	{"a reset one too", "include/flow.h", "\tcase CT_RESET:\n\t\treturn 10 * SECOND;\n", ""},
 	{"services are not told apart", "include/conntrack.h", "return f->service == v->service && f->vip_port == v->vip_port;", "return true;"},
 	{"an established flow is taken over", "include/conntrack.h", "return v->opening && (is_ending(f) || f->state == CT_NEW);", "return v->opening;"},
-	{"the alias is not remembered", "include/conntrack.h", "return v->new_alias ? remember_alias(fresh, v) : REASON_NONE;", "return REASON_NONE;"},
+	{"the alias is not remembered", "include/conntrack.h", "return v->new_alias ? renew_alias(est, fresh, v) : REASON_NONE;", "return REASON_NONE;"},
 	{"a strict port is not", "include/conntrack.h", "if (is_out_of_place(pc, v, now))", "if (0)"},
 	{"the door is open for whoever answers nothing", "include/conntrack.h", "if (v->answer_only)", "if (0)"},
 	{"a health check needs a rule", "include/conntrack.h", "\tif (!v->host) {\n\t\treason = permit", "\t{\n\t\treason = permit"},
@@ -91,9 +91,16 @@ var ports = []Mutant{
 	{"multicast is no special destination", "include/packet.h", " || within(ip, 0xe0000000, 3)", ""},
 	{"half of the host's own range can be a source", "include/packet.h", "within(ip, 0xc6120000, 15)", "within(ip, 0xc6120000, 16)"},
 	{"special sources come in", "uplink.bpf.c", "if (is_bad_source(&w->f.ip))", "if (0)"},
-	{"any MTU", "include/toobig.h", "if (!pc->mtu)", "if (1)"},
+	{"any MTU", "include/toobig.h", "if (!pc->mtu)\n\t\treturn false;", "return false;"},
 	{"one byte more than the MTU", "include/toobig.h", "return f->ip.length > pc->mtu;", "return f->ip.length > pc->mtu + 1;"},
+	{"what may be cut is answered", "include/toobig.h", "if (!p->dont_fragment || ", "if ("},
+	{"an error is answered", "include/toobig.h", "p->icmp_type != ICMP_ECHO && p->icmp_type != ICMP_ECHOREPLY", "0"},
+	{"a balanced packet is answered", "include/toobig.h", "if (w->v.service)", "if (0)"},
+	{"the answer's checksum is not written", "include/toobig.h", "b->icmp.checksum = ~csum_fold(bpf_csum_diff(NULL, 0, (__be32 *)&b->icmp, message, 0));", ""},
 	{"the last hop goes on", "port.bpf.c", "if (w->f.ip.ttl <= 1)", "if (w->f.ip.ttl < 1)"},
+	{"a range is one bit short", "include/vm.h", ".bits = 32 + 128, .port", ".bits = 32 + 127, .port"},
+	{"ranges are of all ports", "include/vm.h", ".bits = 32 + 128, .port = port", ".bits = 32 + 128, .port = 5"},
+	{"ranges come to nobody", "include/port.h", "bpf_map_lookup_elem(&addr_port, ip) ?: range_at(ip)", "bpf_map_lookup_elem(&addr_port, ip)"},
 	{"hops are not counted", "include/vm.h", "__u8 ttl = f->ip.ttl - 1;", "__u8 ttl = f->ip.ttl;"},
 	{"whoever comes in is not examined", "include/deliver.h", "enum reason reason = examine(skb, w, pc);", "enum reason reason = REASON_NONE;"},
 	{"the service's address is not put back", "include/vm.h", "\tif (v->service)\n\t\treason = rewrite_source", "\tif (0)\n\t\treason = rewrite_source"},
@@ -101,6 +108,19 @@ var ports = []Mutant{
 	{"the frame keeps its MACs", "include/deliver.h", "if (write_macs(skb, pc->mac, pc->gateway_mac))", "if (0)"},
 	{"the host's checks are forged", "port.bpf.c", "ip16_v4(&w->f.ip.src) != c->probe)", "0)"},
 	{"frames for others are taken", "uplink.bpf.c", "if (!same_mac(w->f.dst, c->uplink_mac))", "if (0)"},
+}
+
+var door = []Mutant{
+	{"anybody opens the metadata door", "include/door.h", "if (!find_asker(v))", "if (0)"},
+	{"the metadata service opens flows", "include/door.h", "\tv->answer_only = true;\n", ""},
+	{"a request begins anywhere", "include/door.h", "v->answer_only = !v->opening;", ""},
+	{"everybody is one", "include/door.h", "v->vip = identity_of(port);", "v->vip = identity_of(5);"},
+	{"any port of the metadata service", "include/door.h", "|| f->ip.dport != bpf_htons(METADATA_PORT)", ""},
+	{"an answer from any port", "include/door.h", "|| f->ip.sport != bpf_htons(METADATA_PORT)", ""},
+	{"the guest is not found again", "include/door.h", "v->key.own = f->vip;", ""},
+	{"the identity stays in the answer", "include/door.h", "track(v, pc) ?: rewrite_receiver(skb, f, &v->key.own)", "track(v, pc)"},
+	{"an older flow's address is found", "include/conntrack.h", "\tbpf_map_delete_elem(est, &alias);\n\treturn remember_alias", "\treturn remember_alias"},
+	{"requests are confirmed at once", "include/conntrack.h", "v->host && v->direction == DIRECTION_IN && confirm", "v->host && confirm"},
 }
 
 var headers = []Mutant{

@@ -58,8 +58,10 @@ func (g *Generator) Step(at int, h *firewall.Host) Step {
 			181*time.Second, 601*time.Second, 3601*time.Second) + time.Duration(g.rnd.IntN(900))*time.Millisecond}
 	case n < 48:
 		return Step{Send: g.another(h)}
-	case n < 56:
+	case n < 54:
 		return Step{Send: g.check()}
+	case n < 58:
+		return Step{Send: g.question()}
 	case n < 66:
 		return Step{Send: g.spoil(g.another(h))}
 	case n < 72:
@@ -268,6 +270,26 @@ func turn(s frame.Spec) frame.Spec {
 	return s
 }
 
+// question to the metadata service, or something that comes close to it, or to
+// its answer.
+func (g *Generator) question() *Send {
+	id := pick(g, Ports...)
+	own := pick(g, Addresses(id)[0], Addresses(id)[0], g.ranged(false))
+	s := frame.Spec{
+		Proto: pick[uint8](g, frame.TCP, frame.TCP, frame.TCP, frame.TCP, frame.UDP), Flags: pick[uint8](g, frame.SYN, frame.SYN, g.flags()),
+		Src: netip.AddrPortFrom(own, pick[uint16](g, 1234, 1235)), Dst: netip.AddrPortFrom(Metadata, pick[uint16](g, 80, 80, 80, 80, 81)),
+		Seq: g.rnd.Uint32(), Ack: g.rnd.Uint32(), Window: g.window(),
+	}
+	if !g.one(5) {
+		return &Send{Hook: VM, Port: id, Spec: s}
+	}
+	s.Src = netip.AddrPortFrom(pick(g, Identity(id), Identity(id), Identity(9), own), s.Src.Port())
+	if s.Flags == frame.SYN && g.one(2) {
+		s.Flags = frame.SYN | frame.ACK
+	}
+	return &Send{Hook: pick(g, Door, Door, Uplink), Spec: turn(s)}
+}
+
 // check is a packet of a health check, or something that comes close to it.
 func (g *Generator) check() *Send {
 	src := netip.AddrPortFrom(Probe, pick[uint16](g, 40000, 40001))
@@ -320,6 +342,9 @@ func (g *Generator) another(h *firewall.Host) *Send {
 		}
 		return &Send{Hook: VM, Port: id, Spec: turn(s)}
 	case t.Peer == Probe:
+		return &Send{Hook: Door, Spec: s}
+	case t.Peer == Metadata: // to who has asked, or to the other one
+		s.Dst = netip.AddrPortFrom(Identity(pick(g, id, id, id, pick(g, Ports...))), t.OwnPort)
 		return &Send{Hook: Door, Spec: s}
 	case local:
 		for _, p := range Ports {

@@ -19,6 +19,7 @@ var (
 	GatewayMAC = frame.MAC{0x02, 0xcb, 0, 0, 0, 1}
 	DoorMAC    = frame.MAC{0x02, 0xdd, 0, 0, 0, 1}
 
+	Metadata = netip.MustParseAddr("169.254.169.254")
 	Probe    = netip.MustParseAddr("169.254.169.253")
 	Endpoint = netip.MustParseAddr("10.64.0.1")
 	VIP      = netip.MustParseAddrPort("203.0.113.1:80")
@@ -53,6 +54,11 @@ func Addresses(id firewall.PortID) []netip.Addr {
 	return []netip.Addr{netip.AddrFrom4([4]byte{198, 51, 100, byte(id)}), netip.AddrFrom16(v6)}
 }
 
+// Identity is the address that a port asks the metadata service from.
+func Identity(id firewall.PortID) netip.Addr {
+	return netip.AddrFrom4([4]byte{198, 18, 0, byte(id)})
+}
+
 // Ranges of a port. Port 6 has a part of port 5's.
 func Ranges(id firewall.PortID) []netip.Prefix {
 	if id == Ports[0] {
@@ -66,7 +72,7 @@ func Facts() firewall.Facts {
 	return firewall.Facts{
 		Own:    []netip.Prefix{netip.MustParsePrefix("10.64.0.0/16"), netip.MustParsePrefix("2001:db8:64::/48")},
 		Served: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/23"), netip.MustParsePrefix("2001:db8:5::/64"), netip.MustParsePrefix("2001:db8:6::/48")},
-		Probe:  Probe, Uplink: UplinkMAC, Gateway: GatewayMAC, Door: DoorMAC,
+		Probe:  Probe, Metadata: Metadata, Uplink: UplinkMAC, Gateway: GatewayMAC, Door: DoorMAC,
 		Services: map[firewall.ServiceID]firewall.Service{
 			TCPService: {Proto: frame.TCP, VIP: VIP},
 			UDPService: {Proto: frame.UDP, VIP: VIP},
