@@ -86,6 +86,23 @@ func (d Durations) String() string {
 	return fmt.Sprintf("p50 %s p99 %s max %s of %d", short(d.Percentile(50)), short(d.Percentile(99)), short(d.Percentile(100)), len(d))
 }
 
+// Rates are figures of which more is better.
+type Rates []float64
+
+// Median of them.
+func (r Rates) Median() float64 { return r.at(len(r) / 2) }
+
+func (r Rates) at(i int) float64 {
+	if len(r) == 0 {
+		return 0
+	}
+	return slices.Sorted(slices.Values(r))[i]
+}
+
+func (r Rates) String() string {
+	return fmt.Sprintf("%7.2f %7.2f %7.2f", r.at(len(r)/4), r.Median(), r.at(len(r)-1))
+}
+
 func short(d time.Duration) time.Duration {
 	if d < time.Millisecond {
 		return d.Round(time.Microsecond)
