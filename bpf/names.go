@@ -47,6 +47,9 @@ type (
 	Event       = uplinkEvent
 	EventStat   = uplinkEventStat
 	Watch       = uplinkWatch
+	Capture     = uplinkCapture
+	TraceStep   = uplinkTraceStep
+	TraceLog    = uplinkTraceLog
 	FragKey     = uplinkFragKey
 	Note        = uplinkNote
 	Sweep       = portSweep
@@ -131,6 +134,10 @@ const (
 	CutsMax = 64
 	// RulesMax is the room for rules in a Bitmap.
 	RulesMax = 1024
+	// CaptureMax is how much of a frame is captured at most, TraceSteps how many
+	// steps of a twin are kept.
+	CaptureMax = 1536
+	TraceSteps = 48
 	// AnyProtocol is the protocol of the Bounds for what no rule names.
 	AnyProtocol = 0
 	// Schema is the version of the layout of all maps: the folder of pins is

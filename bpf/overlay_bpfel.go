@@ -68,6 +68,8 @@ type overlayMapSpecs struct {
 	BackendStat *ebpf.MapSpec `ebpf:"backend_stat"`
 	Backends    *ebpf.MapSpec `ebpf:"backends"`
 	Bum         *ebpf.MapSpec `ebpf:"bum"`
+	Captured    *ebpf.MapSpec `ebpf:"captured"`
+	Captures    *ebpf.MapSpec `ebpf:"captures"`
 	Cfg         *ebpf.MapSpec `ebpf:"cfg"`
 	Cidr        *ebpf.MapSpec `ebpf:"cidr"`
 	CidrBm      *ebpf.MapSpec `ebpf:"cidr_bm"`
@@ -103,6 +105,7 @@ type overlayMapSpecs struct {
 	SvcStat     *ebpf.MapSpec `ebpf:"svc_stat"`
 	Told        *ebpf.MapSpec `ebpf:"told"`
 	TooBigs     *ebpf.MapSpec `ebpf:"too_bigs"`
+	TraceSteps  *ebpf.MapSpec `ebpf:"trace_steps"`
 	Vip4        *ebpf.MapSpec `ebpf:"vip4"`
 	VipBits     *ebpf.MapSpec `ebpf:"vip_bits"`
 	Vipaddr4    *ebpf.MapSpec `ebpf:"vipaddr4"`
@@ -117,6 +120,7 @@ type overlayMapSpecs struct {
 type overlayVariableSpecs struct {
 	ExportBackendFlag   *ebpf.VariableSpec `ebpf:"export_backend_flag"`
 	ExportBumFlag       *ebpf.VariableSpec `ebpf:"export_bum_flag"`
+	ExportCapture       *ebpf.VariableSpec `ebpf:"export_capture"`
 	ExportCt            *ebpf.VariableSpec `ebpf:"export_ct"`
 	ExportCtFlag        *ebpf.VariableSpec `ebpf:"export_ct_flag"`
 	ExportCtHeard       *ebpf.VariableSpec `ebpf:"export_ct_heard"`
@@ -138,7 +142,10 @@ type overlayVariableSpecs struct {
 	ExportReason        *ebpf.VariableSpec `ebpf:"export_reason"`
 	ExportScope         *ebpf.VariableSpec `ebpf:"export_scope"`
 	ExportSvcFlag       *ebpf.VariableSpec `ebpf:"export_svc_flag"`
+	ExportTraceLog      *ebpf.VariableSpec `ebpf:"export_trace_log"`
+	ExportTraceStage    *ebpf.VariableSpec `ebpf:"export_trace_stage"`
 	ExportVerdictFlag   *ebpf.VariableSpec `ebpf:"export_verdict_flag"`
+	Trace               *ebpf.VariableSpec `ebpf:"trace"`
 	TunnelInCb          *ebpf.VariableSpec `ebpf:"tunnel_in_cb"`
 }
 
@@ -169,6 +176,8 @@ type overlayMaps struct {
 	BackendStat *ebpf.Map `ebpf:"backend_stat"`
 	Backends    *ebpf.Map `ebpf:"backends"`
 	Bum         *ebpf.Map `ebpf:"bum"`
+	Captured    *ebpf.Map `ebpf:"captured"`
+	Captures    *ebpf.Map `ebpf:"captures"`
 	Cfg         *ebpf.Map `ebpf:"cfg"`
 	Cidr        *ebpf.Map `ebpf:"cidr"`
 	CidrBm      *ebpf.Map `ebpf:"cidr_bm"`
@@ -204,6 +213,7 @@ type overlayMaps struct {
 	SvcStat     *ebpf.Map `ebpf:"svc_stat"`
 	Told        *ebpf.Map `ebpf:"told"`
 	TooBigs     *ebpf.Map `ebpf:"too_bigs"`
+	TraceSteps  *ebpf.Map `ebpf:"trace_steps"`
 	Vip4        *ebpf.Map `ebpf:"vip4"`
 	VipBits     *ebpf.Map `ebpf:"vip_bits"`
 	Vipaddr4    *ebpf.Map `ebpf:"vipaddr4"`
@@ -221,6 +231,8 @@ func (m *overlayMaps) Close() error {
 		m.BackendStat,
 		m.Backends,
 		m.Bum,
+		m.Captured,
+		m.Captures,
 		m.Cfg,
 		m.Cidr,
 		m.CidrBm,
@@ -256,6 +268,7 @@ func (m *overlayMaps) Close() error {
 		m.SvcStat,
 		m.Told,
 		m.TooBigs,
+		m.TraceSteps,
 		m.Vip4,
 		m.VipBits,
 		m.Vipaddr4,
@@ -271,6 +284,7 @@ func (m *overlayMaps) Close() error {
 type overlayVariables struct {
 	ExportBackendFlag   *ebpf.Variable `ebpf:"export_backend_flag"`
 	ExportBumFlag       *ebpf.Variable `ebpf:"export_bum_flag"`
+	ExportCapture       *ebpf.Variable `ebpf:"export_capture"`
 	ExportCt            *ebpf.Variable `ebpf:"export_ct"`
 	ExportCtFlag        *ebpf.Variable `ebpf:"export_ct_flag"`
 	ExportCtHeard       *ebpf.Variable `ebpf:"export_ct_heard"`
@@ -292,7 +306,10 @@ type overlayVariables struct {
 	ExportReason        *ebpf.Variable `ebpf:"export_reason"`
 	ExportScope         *ebpf.Variable `ebpf:"export_scope"`
 	ExportSvcFlag       *ebpf.Variable `ebpf:"export_svc_flag"`
+	ExportTraceLog      *ebpf.Variable `ebpf:"export_trace_log"`
+	ExportTraceStage    *ebpf.Variable `ebpf:"export_trace_stage"`
 	ExportVerdictFlag   *ebpf.Variable `ebpf:"export_verdict_flag"`
+	Trace               *ebpf.Variable `ebpf:"trace"`
 	TunnelInCb          *ebpf.Variable `ebpf:"tunnel_in_cb"`
 }
 

@@ -23,7 +23,7 @@
 /* A port of this host, the sender's own included: its policy is asked first. */
 static __always_inline int to_neighbour(struct __sk_buff *skb, struct work *w, const struct port_cfg *pc, __u32 port)
 {
-	stand_at(&w->f, port, DIRECTION_IN);
+	stand_at(skb, &w->f, port, DIRECTION_IN);
 	begin_visit(&w->v, &w->f, port, DIRECTION_IN);
 	return deliver_to(skb, w, pc, GUARD_MARK);
 }
@@ -73,7 +73,7 @@ int vm_in(struct __sk_buff *skb)
 	pc = port ? port_by_id(*port) : NULL;
 	if (!pc)
 		return drop_blind(REASON_NO_PORT);
-	stand_at(&w->f, *port, DIRECTION_OUT);
+	stand_at(skb, &w->f, *port, DIRECTION_OUT);
 	if (!read_frame(skb, &w->f))
 		return drop(&w->f, REASON_MALFORMED);
 	if (!same_mac(w->f.src, pc->mac))
@@ -143,7 +143,7 @@ int svc_in(struct __sk_buff *skb)
 	pc = port_at(&w->f.ip.dst, &port);
 	if (!pc)
 		return drop(&w->f, REASON_NO_PORT);
-	stand_at(&w->f, port, DIRECTION_IN);
+	stand_at(skb, &w->f, port, DIRECTION_IN);
 	begin_visit(&w->v, &w->f, port, DIRECTION_IN);
 	w->v.host = true;
 	return deliver_to(skb, w, pc, 0);

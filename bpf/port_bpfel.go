@@ -84,6 +84,8 @@ type portMapSpecs struct {
 	BackendStat *ebpf.MapSpec `ebpf:"backend_stat"`
 	Backends    *ebpf.MapSpec `ebpf:"backends"`
 	Bum         *ebpf.MapSpec `ebpf:"bum"`
+	Captured    *ebpf.MapSpec `ebpf:"captured"`
+	Captures    *ebpf.MapSpec `ebpf:"captures"`
 	Cfg         *ebpf.MapSpec `ebpf:"cfg"`
 	Cidr        *ebpf.MapSpec `ebpf:"cidr"`
 	CidrBm      *ebpf.MapSpec `ebpf:"cidr_bm"`
@@ -119,6 +121,7 @@ type portMapSpecs struct {
 	SvcStat     *ebpf.MapSpec `ebpf:"svc_stat"`
 	Told        *ebpf.MapSpec `ebpf:"told"`
 	TooBigs     *ebpf.MapSpec `ebpf:"too_bigs"`
+	TraceSteps  *ebpf.MapSpec `ebpf:"trace_steps"`
 	Vip4        *ebpf.MapSpec `ebpf:"vip4"`
 	VipBits     *ebpf.MapSpec `ebpf:"vip_bits"`
 	Vipaddr4    *ebpf.MapSpec `ebpf:"vipaddr4"`
@@ -133,6 +136,7 @@ type portMapSpecs struct {
 type portVariableSpecs struct {
 	ExportBackendFlag   *ebpf.VariableSpec `ebpf:"export_backend_flag"`
 	ExportBumFlag       *ebpf.VariableSpec `ebpf:"export_bum_flag"`
+	ExportCapture       *ebpf.VariableSpec `ebpf:"export_capture"`
 	ExportCt            *ebpf.VariableSpec `ebpf:"export_ct"`
 	ExportCtFlag        *ebpf.VariableSpec `ebpf:"export_ct_flag"`
 	ExportCtHeard       *ebpf.VariableSpec `ebpf:"export_ct_heard"`
@@ -154,7 +158,10 @@ type portVariableSpecs struct {
 	ExportReason        *ebpf.VariableSpec `ebpf:"export_reason"`
 	ExportScope         *ebpf.VariableSpec `ebpf:"export_scope"`
 	ExportSvcFlag       *ebpf.VariableSpec `ebpf:"export_svc_flag"`
+	ExportTraceLog      *ebpf.VariableSpec `ebpf:"export_trace_log"`
+	ExportTraceStage    *ebpf.VariableSpec `ebpf:"export_trace_stage"`
 	ExportVerdictFlag   *ebpf.VariableSpec `ebpf:"export_verdict_flag"`
+	Trace               *ebpf.VariableSpec `ebpf:"trace"`
 }
 
 // portObjects contains all objects after they have been loaded into the kernel.
@@ -184,6 +191,8 @@ type portMaps struct {
 	BackendStat *ebpf.Map `ebpf:"backend_stat"`
 	Backends    *ebpf.Map `ebpf:"backends"`
 	Bum         *ebpf.Map `ebpf:"bum"`
+	Captured    *ebpf.Map `ebpf:"captured"`
+	Captures    *ebpf.Map `ebpf:"captures"`
 	Cfg         *ebpf.Map `ebpf:"cfg"`
 	Cidr        *ebpf.Map `ebpf:"cidr"`
 	CidrBm      *ebpf.Map `ebpf:"cidr_bm"`
@@ -219,6 +228,7 @@ type portMaps struct {
 	SvcStat     *ebpf.Map `ebpf:"svc_stat"`
 	Told        *ebpf.Map `ebpf:"told"`
 	TooBigs     *ebpf.Map `ebpf:"too_bigs"`
+	TraceSteps  *ebpf.Map `ebpf:"trace_steps"`
 	Vip4        *ebpf.Map `ebpf:"vip4"`
 	VipBits     *ebpf.Map `ebpf:"vip_bits"`
 	Vipaddr4    *ebpf.Map `ebpf:"vipaddr4"`
@@ -236,6 +246,8 @@ func (m *portMaps) Close() error {
 		m.BackendStat,
 		m.Backends,
 		m.Bum,
+		m.Captured,
+		m.Captures,
 		m.Cfg,
 		m.Cidr,
 		m.CidrBm,
@@ -271,6 +283,7 @@ func (m *portMaps) Close() error {
 		m.SvcStat,
 		m.Told,
 		m.TooBigs,
+		m.TraceSteps,
 		m.Vip4,
 		m.VipBits,
 		m.Vipaddr4,
@@ -286,6 +299,7 @@ func (m *portMaps) Close() error {
 type portVariables struct {
 	ExportBackendFlag   *ebpf.Variable `ebpf:"export_backend_flag"`
 	ExportBumFlag       *ebpf.Variable `ebpf:"export_bum_flag"`
+	ExportCapture       *ebpf.Variable `ebpf:"export_capture"`
 	ExportCt            *ebpf.Variable `ebpf:"export_ct"`
 	ExportCtFlag        *ebpf.Variable `ebpf:"export_ct_flag"`
 	ExportCtHeard       *ebpf.Variable `ebpf:"export_ct_heard"`
@@ -307,7 +321,10 @@ type portVariables struct {
 	ExportReason        *ebpf.Variable `ebpf:"export_reason"`
 	ExportScope         *ebpf.Variable `ebpf:"export_scope"`
 	ExportSvcFlag       *ebpf.Variable `ebpf:"export_svc_flag"`
+	ExportTraceLog      *ebpf.Variable `ebpf:"export_trace_log"`
+	ExportTraceStage    *ebpf.Variable `ebpf:"export_trace_stage"`
 	ExportVerdictFlag   *ebpf.Variable `ebpf:"export_verdict_flag"`
+	Trace               *ebpf.Variable `ebpf:"trace"`
 }
 
 // portPrograms contains all programs after they have been loaded into the kernel.

@@ -4,10 +4,7 @@ package bpf
 
 import (
 	"fmt"
-	"strings"
 	"sync"
-
-	"github.com/cilium/ebpf/btf"
 )
 
 // Reason is why a packet left a program; the index in the map reasons. The
@@ -37,21 +34,11 @@ func Reasons() []Reason {
 // IsDrop tells whether a packet that left for this reason is gone.
 func (r uplinkReason) IsDrop() bool { return r >= uplinkReasonREASON_MALFORMED }
 
-// The names come out of the object's own type information, so that no second
-// list can differ from it.
 var reasonNames = sync.OnceValue(func() map[Reason]string {
 	names := map[Reason]string{}
-	spec, err := loadUplink()
-	if err != nil {
-		return names
-	}
-	var enum *btf.Enum
-	if err := spec.Types.TypeByName("reason", &enum); err != nil {
-		return names
-	}
-	for _, v := range enum.Values {
-		if v.Name != "REASON_MAX" {
-			names[Reason(v.Value)] = strings.ToLower(strings.TrimPrefix(v.Name, "REASON_"))
+	for n, name := range enumNames("reason", "REASON_") {
+		if Reason(n) != uplinkReasonREASON_MAX {
+			names[Reason(n)] = name
 		}
 	}
 	return names

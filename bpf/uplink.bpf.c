@@ -18,6 +18,19 @@ const volatile __be32 probe_source = 0;
 /* A test run cannot give metadata to tcx: there the note lies in skb->cb. */
 const volatile bool note_in_cb = false;
 
+static __noinline int trace_choice(const struct trip *t, __u32 service)
+{
+	struct trace_step *s = trace_next(TRACE_SERVICE);
+
+	if (s) {
+		s->a = service;
+		s->b = t->hash;
+		s->c = t->backend;
+		s->d = t->other;
+	}
+	return 0;
+}
+
 /* Choose among a service's backends. */
 static __always_inline enum reason choose(struct trip *t)
 {
@@ -28,6 +41,8 @@ static __always_inline enum reason choose(struct trip *t)
 	reason = slot_of(t->svc, t->hash, &t->backend, &t->other);
 	if (reason)
 		return reason;
+	if (trace)
+		trace_choice(t, id);
 	if (!t->backend)
 		return REASON_NO_BACKEND;
 	if (t->probe)
@@ -170,7 +185,7 @@ static __always_inline int to_instance(struct __sk_buff *skb, struct work *w, co
 {
 	enum reason reason = w->f.reason;
 
-	stand_at(&w->f, port, DIRECTION_IN);
+	stand_at(skb, &w->f, port, DIRECTION_IN);
 	if (reason)
 		return drop(&w->f, reason);
 	if (is_bad_source(&w->f.ip))

@@ -84,6 +84,20 @@ const (
 	uplinkBumFlagBUM_SNOOPING uplinkBumFlag = 1
 )
 
+type uplinkCapture struct {
+	_         structs.HostLayout
+	At        uint64
+	Port      uint32
+	Reason    uint32
+	Rule      uint32
+	Service   uint32
+	Length    uint32
+	Size      uint16
+	Direction uint8
+	Pad       uint8
+	Frame     [1536]uint8
+}
+
 type uplinkCfg struct {
 	_         structs.HostLayout
 	Endpoint  uint32
@@ -229,11 +243,12 @@ const (
 )
 
 type uplinkEventStat struct {
-	_     structs.HostLayout
-	Told  uint64
-	Lost  uint64
-	Muted uint64
-	Due   uint64
+	_          structs.HostLayout
+	Told       uint64
+	Lost       uint64
+	Muted      uint64
+	Due        uint64
+	FramesLost uint64
 }
 
 type uplinkFdbKey struct {
@@ -648,6 +663,44 @@ type uplinkTooBigRoom struct {
 	Word [38]uint64
 }
 
+type uplinkTraceLog struct {
+	_     structs.HostLayout
+	Steps uint32
+	Pad   uint32
+	Step  [48]uplinkTraceStep
+}
+
+type uplinkTraceStage uint32
+
+const (
+	uplinkTraceStageTRACE_PORT    uplinkTraceStage = 1
+	uplinkTraceStageTRACE_OWNER   uplinkTraceStage = 2
+	uplinkTraceStageTRACE_PREFIX  uplinkTraceStage = 3
+	uplinkTraceStageTRACE_ADDRESS uplinkTraceStage = 4
+	uplinkTraceStageTRACE_STATION uplinkTraceStage = 5
+	uplinkTraceStageTRACE_FLOW    uplinkTraceStage = 6
+	uplinkTraceStageTRACE_POLICY  uplinkTraceStage = 7
+	uplinkTraceStageTRACE_OPENS   uplinkTraceStage = 8
+	uplinkTraceStageTRACE_SERVICE uplinkTraceStage = 9
+	uplinkTraceStageTRACE_BACKEND uplinkTraceStage = 10
+	uplinkTraceStageTRACE_WEIGH   uplinkTraceStage = 11
+	uplinkTraceStageTRACE_EXIT    uplinkTraceStage = 12
+	uplinkTraceStageTRACE_COPY    uplinkTraceStage = 13
+)
+
+type uplinkTraceStep struct {
+	_      structs.HostLayout
+	Stage  uint32
+	Reason uint32
+	Port   uint32
+	Rule   uint32
+	A      uint32
+	B      uint32
+	C      uint32
+	D      uint32
+	Ip     uplinkIp16
+}
+
 type uplinkVerdictFlag uint32
 
 const (
@@ -713,17 +766,19 @@ type uplinkWork struct {
 			DontFragment bool
 			_            [3]byte
 		}
-		Proto   uint16
-		Src     [6]uint8
-		Dst     [6]uint8
-		_       [2]byte
-		Reason  uplinkReason
-		_       [4]byte
-		Packets uint64
-		Bytes   uint64
-		Port    [2]uint32
-		Rule    uint32
-		Service uint32
+		Proto    uint16
+		Src      [6]uint8
+		Dst      [6]uint8
+		_        [2]byte
+		Reason   uplinkReason
+		_        [4]byte
+		Packets  uint64
+		Bytes    uint64
+		Port     [2]uint32
+		Rule     uint32
+		Service  uint32
+		Captured bool
+		_        [7]byte
 	}
 	V struct {
 		_          structs.HostLayout
@@ -849,6 +904,8 @@ type uplinkMapSpecs struct {
 	BackendStat *ebpf.MapSpec `ebpf:"backend_stat"`
 	Backends    *ebpf.MapSpec `ebpf:"backends"`
 	Bum         *ebpf.MapSpec `ebpf:"bum"`
+	Captured    *ebpf.MapSpec `ebpf:"captured"`
+	Captures    *ebpf.MapSpec `ebpf:"captures"`
 	Cfg         *ebpf.MapSpec `ebpf:"cfg"`
 	Cidr        *ebpf.MapSpec `ebpf:"cidr"`
 	CidrBm      *ebpf.MapSpec `ebpf:"cidr_bm"`
@@ -884,6 +941,7 @@ type uplinkMapSpecs struct {
 	SvcStat     *ebpf.MapSpec `ebpf:"svc_stat"`
 	Told        *ebpf.MapSpec `ebpf:"told"`
 	TooBigs     *ebpf.MapSpec `ebpf:"too_bigs"`
+	TraceSteps  *ebpf.MapSpec `ebpf:"trace_steps"`
 	Vip4        *ebpf.MapSpec `ebpf:"vip4"`
 	VipBits     *ebpf.MapSpec `ebpf:"vip_bits"`
 	Vipaddr4    *ebpf.MapSpec `ebpf:"vipaddr4"`
@@ -898,6 +956,7 @@ type uplinkMapSpecs struct {
 type uplinkVariableSpecs struct {
 	ExportBackendFlag   *ebpf.VariableSpec `ebpf:"export_backend_flag"`
 	ExportBumFlag       *ebpf.VariableSpec `ebpf:"export_bum_flag"`
+	ExportCapture       *ebpf.VariableSpec `ebpf:"export_capture"`
 	ExportCt            *ebpf.VariableSpec `ebpf:"export_ct"`
 	ExportCtFlag        *ebpf.VariableSpec `ebpf:"export_ct_flag"`
 	ExportCtHeard       *ebpf.VariableSpec `ebpf:"export_ct_heard"`
@@ -919,9 +978,12 @@ type uplinkVariableSpecs struct {
 	ExportReason        *ebpf.VariableSpec `ebpf:"export_reason"`
 	ExportScope         *ebpf.VariableSpec `ebpf:"export_scope"`
 	ExportSvcFlag       *ebpf.VariableSpec `ebpf:"export_svc_flag"`
+	ExportTraceLog      *ebpf.VariableSpec `ebpf:"export_trace_log"`
+	ExportTraceStage    *ebpf.VariableSpec `ebpf:"export_trace_stage"`
 	ExportVerdictFlag   *ebpf.VariableSpec `ebpf:"export_verdict_flag"`
 	NoteInCb            *ebpf.VariableSpec `ebpf:"note_in_cb"`
 	ProbeSource         *ebpf.VariableSpec `ebpf:"probe_source"`
+	Trace               *ebpf.VariableSpec `ebpf:"trace"`
 }
 
 // uplinkObjects contains all objects after they have been loaded into the kernel.
@@ -951,6 +1013,8 @@ type uplinkMaps struct {
 	BackendStat *ebpf.Map `ebpf:"backend_stat"`
 	Backends    *ebpf.Map `ebpf:"backends"`
 	Bum         *ebpf.Map `ebpf:"bum"`
+	Captured    *ebpf.Map `ebpf:"captured"`
+	Captures    *ebpf.Map `ebpf:"captures"`
 	Cfg         *ebpf.Map `ebpf:"cfg"`
 	Cidr        *ebpf.Map `ebpf:"cidr"`
 	CidrBm      *ebpf.Map `ebpf:"cidr_bm"`
@@ -986,6 +1050,7 @@ type uplinkMaps struct {
 	SvcStat     *ebpf.Map `ebpf:"svc_stat"`
 	Told        *ebpf.Map `ebpf:"told"`
 	TooBigs     *ebpf.Map `ebpf:"too_bigs"`
+	TraceSteps  *ebpf.Map `ebpf:"trace_steps"`
 	Vip4        *ebpf.Map `ebpf:"vip4"`
 	VipBits     *ebpf.Map `ebpf:"vip_bits"`
 	Vipaddr4    *ebpf.Map `ebpf:"vipaddr4"`
@@ -1003,6 +1068,8 @@ func (m *uplinkMaps) Close() error {
 		m.BackendStat,
 		m.Backends,
 		m.Bum,
+		m.Captured,
+		m.Captures,
 		m.Cfg,
 		m.Cidr,
 		m.CidrBm,
@@ -1038,6 +1105,7 @@ func (m *uplinkMaps) Close() error {
 		m.SvcStat,
 		m.Told,
 		m.TooBigs,
+		m.TraceSteps,
 		m.Vip4,
 		m.VipBits,
 		m.Vipaddr4,
@@ -1053,6 +1121,7 @@ func (m *uplinkMaps) Close() error {
 type uplinkVariables struct {
 	ExportBackendFlag   *ebpf.Variable `ebpf:"export_backend_flag"`
 	ExportBumFlag       *ebpf.Variable `ebpf:"export_bum_flag"`
+	ExportCapture       *ebpf.Variable `ebpf:"export_capture"`
 	ExportCt            *ebpf.Variable `ebpf:"export_ct"`
 	ExportCtFlag        *ebpf.Variable `ebpf:"export_ct_flag"`
 	ExportCtHeard       *ebpf.Variable `ebpf:"export_ct_heard"`
@@ -1074,9 +1143,12 @@ type uplinkVariables struct {
 	ExportReason        *ebpf.Variable `ebpf:"export_reason"`
 	ExportScope         *ebpf.Variable `ebpf:"export_scope"`
 	ExportSvcFlag       *ebpf.Variable `ebpf:"export_svc_flag"`
+	ExportTraceLog      *ebpf.Variable `ebpf:"export_trace_log"`
+	ExportTraceStage    *ebpf.Variable `ebpf:"export_trace_stage"`
 	ExportVerdictFlag   *ebpf.Variable `ebpf:"export_verdict_flag"`
 	NoteInCb            *ebpf.Variable `ebpf:"note_in_cb"`
 	ProbeSource         *ebpf.Variable `ebpf:"probe_source"`
+	Trace               *ebpf.Variable `ebpf:"trace"`
 }
 
 // uplinkPrograms contains all programs after they have been loaded into the kernel.

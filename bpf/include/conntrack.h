@@ -33,7 +33,7 @@ static __always_inline void advance(struct ct *f, const struct visit *v)
 static __always_inline void count_rule(const struct visit *v)
 {
 	__u32 rule = v->rule;
-	struct rule_stat *s = bpf_map_lookup_elem(&rule_stats, &rule);
+	struct rule_stat *s = trace ? NULL : bpf_map_lookup_elem(&rule_stats, &rule);
 
 	if (!s)
 		return;
@@ -117,7 +117,7 @@ static __noinline bool make_room(void *est, __u32 port, __u64 now)
 	struct sweep s = { .now = now };
 	__u64 *last = bpf_map_lookup_elem(&ct_swept, &port);
 
-	if (!last || now - *last < SECOND)
+	if (trace || !last || now - *last < SECOND)
 		return false;
 	*last = now;
 	bpf_for_each_map_elem(est, sweep_flow, &s, 0);
@@ -129,7 +129,7 @@ static __noinline bool make_room(void *est, __u32 port, __u64 now)
 /* Put v's record under key among the confirmed ones. */
 static __always_inline bool confirm(void *est, const struct ct_key *key, struct visit *v, __u64 now)
 {
-	if (!bpf_map_update_elem(est, key, &v->flow, BPF_ANY))
+	if (trace || !bpf_map_update_elem(est, key, &v->flow, BPF_ANY))
 		return true;
 	return make_room(est, v->port, now) && !bpf_map_update_elem(est, key, &v->flow, BPF_ANY);
 }
@@ -175,7 +175,8 @@ static __noinline enum reason translate(void *est, void *fresh, struct visit *v,
 
 	v->translated = true;
 	if (f) {
-		f->seen = now;
+		if (!trace)
+			f->seen = now;
 		v->key.peer_port = f->peer_port;
 		return REASON_NONE;
 	}
@@ -271,6 +272,17 @@ static __noinline int tell_replaced(void *est, void *fresh, const struct visit *
 	return 0;
 }
 
+static __noinline enum reason trace_opens(const struct visit *v)
+{
+	struct trace_step *s = trace_next(TRACE_OPENS);
+
+	if (s) {
+		s->port = v->port;
+		s->rule = v->rule;
+	}
+	return REASON_NONE;
+}
+
 /* The first packet of a flow: ask the policy, then remember. */
 static __always_inline enum reason begin(void *est, void *fresh, const struct port_cfg *pc, struct visit *v, __u64 now)
 {
@@ -288,6 +300,8 @@ static __always_inline enum reason begin(void *est, void *fresh, const struct po
 			return reason;
 	}
 	fill_flow(v, pc, &verdict, generation, now);
+	if (trace)
+		return trace_opens(v);
 	if (pc->flags & PORT_FLOW_LOG)
 		tell_replaced(est, fresh, v);
 	if (v->stale)
@@ -307,6 +321,8 @@ static __always_inline enum reason begin(void *est, void *fresh, const struct po
  */
 static __noinline void promote(void *est, void *fresh, struct visit *v, const struct ct *f, __u64 now)
 {
+	if (trace)
+		return;
 	v->flow = *f;
 	if (!confirm(est, &v->key, v, now)) {
 		count(REASON_CT_QUOTA, 1);
@@ -348,6 +364,25 @@ static __always_inline void take_over(struct visit *v, const struct ct *f)
 	v->rule = f->rule;
 }
 
+/* What a twin finds: the live record it must not touch, and in its place a copy. */
+static __noinline struct ct *trace_flow(struct visit *v, const struct port_cfg *pc, const struct ct *f)
+{
+	struct trace_step *s = trace_next(TRACE_FLOW);
+
+	if (s) {
+		s->port = v->port;
+		s->rule = f ? f->rule : 0;
+		s->a = f ? f->state : 0;
+		s->b = v->confirmed;
+		s->c = f ? f->generation : 0;
+		s->d = pc->generation;
+	}
+	if (!f)
+		return NULL;
+	v->flow = *f;
+	return &v->flow;
+}
+
 /*
  * Account the packet to its flow at the port and judge it. REASON_NONE admits
  * it and leaves the flow in *v; anything else is why it drops. No caller passes
@@ -378,6 +413,8 @@ __noinline enum reason track(struct visit *v, const struct port_cfg *pc)
 			return reason;
 		f = replaced ? NULL : find(est, fresh, v, now);
 	}
+	if (trace)
+		f = trace_flow(v, pc, f);
 	if (!f) {
 		reason = begin(est, fresh, pc, v, now);
 		if (!reason)
@@ -388,6 +425,8 @@ __noinline enum reason track(struct visit *v, const struct port_cfg *pc)
 	if (reason) {
 		v->rule = f->rule;
 		if (reason == REASON_CT_INVALID_RST)
+			return reason;
+		if (trace)
 			return reason;
 		if (is_logged(pc, f))
 			tell_flow(&v->key, f, v->port, EVENT_CLOSED, reason);

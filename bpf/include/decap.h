@@ -334,7 +334,7 @@ static __always_inline void count_handed_on(const struct trip *t)
 	__u32 id = t->svc->id;
 	struct stat *s;
 
-	if (t->probe)
+	if (t->probe || trace)
 		return;
 	s = bpf_map_lookup_elem(&svc_stat, &id);
 	if (s)
@@ -354,6 +354,8 @@ static __always_inline int travel(struct xdp_md *ctx, const struct cfg *c, struc
 
 		if (!t->at) {
 			reason = locate(t, c);
+			if (trace)
+				trace_place(TRACE_BACKEND, t->port, t->backend, t->to ? t->to->endpoint : 0, 0);
 			if (reason)
 				return end_trip(t, XDP_DROP, reason);
 			if (t->to)
@@ -361,6 +363,8 @@ static __always_inline int travel(struct xdp_md *ctx, const struct cfg *c, struc
 		}
 		next = next_owner(t);
 		fate = weigh(t, is_known_here(t), next);
+		if (trace)
+			trace_place(TRACE_WEIGH, t->port, t->backend, is_known_here(t), fate);
 		if (fate == FATE_DELIVER)
 			return deliver(ctx, t);
 		if (fate == FATE_REFUSE)

@@ -79,7 +79,8 @@ static __noinline bool find_asker(struct visit *v)
 	f = live_flow(est, fresh, &alias, now);
 	if (!f)
 		return false;
-	f->seen = now;
+	if (!trace)
+		f->seen = now;
 	v->key.own = f->vip;
 	return true;
 }
@@ -115,7 +116,7 @@ static __noinline int from_metadata(struct __sk_buff *skb, struct work *w)
 	pc = port_by_id(port);
 	if (!pc)
 		return drop(f, REASON_DOOR_NOBODY);
-	stand_at(f, port, DIRECTION_IN);
+	stand_at(skb, f, port, DIRECTION_IN);
 	begin_visit(v, f, port, DIRECTION_IN);
 	v->answer_only = true;
 	v->service = METADATA_SERVICE;

@@ -16,12 +16,15 @@
  * rate. With it comes the duty to submit it. */
 static __always_inline struct event *begin_event(__u32 port)
 {
-	struct port_stat *s = bpf_map_lookup_elem(&port_stat, &port);
 	__u64 now = bpf_ktime_get_ns(), from, *due;
 	struct event_stat *all;
+	struct port_stat *s;
 	struct event *e;
 	__u32 zero = 0;
 
+	if (trace)
+		return NULL;
+	s = bpf_map_lookup_elem(&port_stat, &port);
 	all = bpf_map_lookup_elem(&event_stat, &zero);
 	if (!all)
 		return NULL;
@@ -155,11 +158,76 @@ static __noinline int tell_drop(const struct frame *f, __u32 reason)
 	return 0;
 }
 
+/* Frames */
+
+static __always_inline bool is_captured(__u32 port)
+{
+	__u32 zero = 0;
+	struct watch *w = bpf_map_lookup_elem(&watch, &zero);
+
+	return w && w->frames_port == port && w->frames_until;
+}
+
+/* Keep the frame as it came to the port, until it is known what becomes of it. */
+static __noinline int take_frame(struct __sk_buff *skb, struct frame *f, __u32 port, __u8 direction)
+{
+	__u64 now = bpf_ktime_get_ns();
+	__u32 zero = 0, size = skb->len;
+	struct watch *w = bpf_map_lookup_elem(&watch, &zero);
+	struct capture *c = bpf_map_lookup_elem(&captured, &zero);
+
+	if (!w || !c || trace || now >= w->frames_until)
+		return 0;
+	if (size > w->frames_bytes)
+		size = w->frames_bytes;
+	if (size > CAPTURE_MAX)
+		size = CAPTURE_MAX;
+	if (size < sizeof(struct ethhdr) || bpf_skb_load_bytes(skb, 0, c->frame, size))
+		return 0;
+	c->at = now;
+	c->port = port;
+	c->direction = direction;
+	c->length = skb->len;
+	c->size = size;
+	f->captured = true;
+	return 0;
+}
+
+/* Hand over the frame that was kept. */
+static __noinline int give_frame(const struct frame *f, __u32 reason)
+{
+	__u32 zero = 0, size;
+	struct event_stat *all = bpf_map_lookup_elem(&event_stat, &zero);
+	struct capture *c = bpf_map_lookup_elem(&captured, &zero);
+
+	if (!c || !all)
+		return 0;
+	c->reason = reason;
+	c->rule = f->rule;
+	c->service = f->service;
+	size = c->size;
+	if (size > CAPTURE_MAX)
+		size = CAPTURE_MAX;
+	if (bpf_ringbuf_output(&captures, c, offsetof(struct capture, frame) + size, 0))
+		all->frames_lost++;
+	return 0;
+}
+
+/* The frame stands before a port, to enter it or come out of it. */
+static __always_inline void stand_at(struct __sk_buff *skb, struct frame *f, __u32 port, __u8 direction)
+{
+	f->port[direction & 1] = port;
+	if (trace)
+		trace_place(TRACE_PORT, port, direction, 0, 0);
+	if (is_captured(port))
+		take_frame(skb, f, port, direction);
+}
+
 /* Counters */
 
 static __always_inline void count_port(__u32 port, __u8 direction, const struct frame *f, bool dropped)
 {
-	struct port_stat *s = port ? bpf_map_lookup_elem(&port_stat, &port) : NULL;
+	struct port_stat *s = port && !trace ? bpf_map_lookup_elem(&port_stat, &port) : NULL;
 	__u64 packets = f->packets ?: 1;
 
 	if (!s)
@@ -189,6 +257,10 @@ __noinline int settle(const struct frame *f, __u32 reason)
 {
 	bool dropped = is_drop(reason);
 
+	if (trace)
+		return trace_reason(TRACE_EXIT, reason, f ? f->port[place_of(f)] : 0);
+	if (f && f->captured)
+		give_frame(f, reason);
 	if (f) {
 		count(reason, f->packets ?: 1);
 		count_port(f->port[DIRECTION_IN], DIRECTION_IN, f, dropped);

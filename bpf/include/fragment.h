@@ -114,11 +114,14 @@ static __noinline enum reason begin_fragments(const struct inet *p, const struct
 	};
 
 	if (there && there->seen + FRAGMENTS_LIFETIME >= now) {
-		there->spoilt = 1;
+		if (!trace)
+			there->spoilt = 1;
 		return REASON_FRAGMENT_OVERLAP;
 	}
 	if (!pace_of || !keeps_pace(&pace_of->fragments, FRAGMENTED_PER_SECOND))
 		return REASON_FRAGMENT_RATE;
+	if (trace)
+		return REASON_NONE;
 	return bpf_map_update_elem(&frag, &key, &d, BPF_ANY) ? REASON_FRAGMENT_RATE : REASON_NONE;
 }
 
@@ -131,13 +134,13 @@ static __noinline enum reason follow_first(const struct inet *p, struct visit *v
 
 	if (!d || d->seen + FRAGMENTS_LIFETIME < bpf_ktime_get_ns())
 		return REASON_FRAGMENT_EARLY;
-	reason = place(d, p);
+	reason = trace ? REASON_NONE : place(d, p); /* no twin asks for fragments */
 	if (reason)
 		return reason;
 	v->vip = d->vip;
 	v->service = d->service;
 	v->rule = d->rule;
-	if (d->total && d->piece[0].to == d->total)
+	if (!trace && d->total && d->piece[0].to == d->total)
 		bpf_map_delete_elem(&frag, &key); /* all of it is through: its number is free */
 	count_rule(v);
 	return REASON_NONE;

@@ -34,6 +34,8 @@ static __noinline int tell_packet(const struct packet *pkt, __u32 reason)
 /* The only ways out of an XDP program. */
 static __always_inline int leave_as(const struct packet *pkt, int action, enum reason reason)
 {
+	if (trace)
+		trace_reason(TRACE_EXIT, reason, 0);
 	count(reason, 1);
 	if (action == XDP_DROP)
 		tell_packet(pkt, reason);

@@ -58,9 +58,26 @@ struct event {
 /* Events on one CPU. */
 struct event_stat {
 	__u64 told;
-	__u64 lost;  /* the ring was full */
-	__u64 muted; /* beyond the rate of their port */
-	__u64 due;   /* as struct port_stat's, of what has no port */
+	__u64 lost;	   /* the ring was full */
+	__u64 muted;	   /* beyond the rate of their port */
+	__u64 due;	   /* as struct port_stat's, of what has no port */
+	__u64 frames_lost; /* their ring was full */
+};
+
+#define CAPTURE_MAX 1536
+
+/* A frame at a port, as it came there. What follows size bytes is not handed over. */
+struct capture {
+	__u64 at; /* CLOCK_MONOTONIC ns */
+	__u32 port;
+	__u32 reason; /* enum reason: what became of it */
+	__u32 rule;   /* that has admitted its flow; 0: none */
+	__u32 service;
+	__u32 length; /* of the frame */
+	__u16 size;   /* of what is here */
+	__u8 direction;
+	__u8 pad;
+	__u8 frame[CAPTURE_MAX];
 };
 
 /* What somebody looks at. It ends by itself: who dies leaves nothing on. */
@@ -98,6 +115,20 @@ struct {
 	__type(key, __u32);
 	__type(value, struct event_stat);
 } event_stat SEC(".maps");
+
+/* Written by the programs, read by the agent: struct capture. Room for 3,500 of 262 bytes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1048576);
+} captures SEC(".maps");
+
+/* Written and read by one program for the length of one packet; each object has its own. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct capture);
+} captured SEC(".maps");
 
 /* Written by the agent for who looks into it. One record. */
 struct {

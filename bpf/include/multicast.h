@@ -35,14 +35,15 @@ static __noinline void join(const struct speaker *s, const struct ip16 *group)
 	struct listener_key key = { .vni = s->vni, .port = s->port, .host = s->host, .group = *group };
 	__u64 now = bpf_ktime_get_ns();
 
-	bpf_map_update_elem(&listeners, &key, &now, BPF_ANY);
+	if (!trace)
+		bpf_map_update_elem(&listeners, &key, &now, BPF_ANY);
 }
 
 static __noinline void leave_group(const struct speaker *s, const struct ip16 *group)
 {
 	struct listener_key key = { .vni = s->vni, .port = s->port, .group = *group };
 
-	if (s->port)
+	if (s->port && !trace)
 		bpf_map_delete_elem(&listeners, &key);
 }
 
@@ -156,10 +157,27 @@ static __always_inline bool wants(const struct replication *r, __u32 port, __be3
 
 static __always_inline enum reason send_copy(const struct replication *r, __u32 ifindex)
 {
-	enum reason reason = bpf_clone_redirect(r->skb, ifindex, 0) ? REASON_COPY_FAILED : REASON_COPIED;
+	enum reason reason;
 
+	if (trace)
+		return REASON_COPIED;
+	reason = bpf_clone_redirect(r->skb, ifindex, 0) ? REASON_COPY_FAILED : REASON_COPIED;
 	count(reason, r->w->f.packets);
 	return reason;
+}
+
+/* A copy into a port whose frames are captured. */
+static __noinline int show_copy(const struct replication *r, __u32 port, enum reason reason)
+{
+	struct frame *f = &r->w->f;
+	bool captured = f->captured;
+
+	f->captured = false;
+	take_frame(r->skb, f, port, DIRECTION_IN);
+	if (f->captured)
+		give_frame(f, reason);
+	f->captured = captured;
+	return 0;
 }
 
 static long copy_to_port(__u32 i, struct replication *r)
@@ -184,6 +202,10 @@ static long copy_to_port(__u32 i, struct replication *r)
 		reason = send_copy(r, pc->ifindex);
 	}
 	count_port(port, DIRECTION_IN, &r->w->f, reason != REASON_COPIED);
+	if (trace)
+		trace_reason(TRACE_COPY, reason == REASON_COPIED ? 0 : reason, port);
+	if (is_captured(port))
+		show_copy(r, port, reason);
 	return 0;
 }
 
@@ -196,6 +218,8 @@ static long copy_to_host(__u32 i, struct replication *r)
 	host = r->list->host[i];
 	if (!wants(r, 0, host))
 		return 0;
+	if (trace)
+		return trace_place(TRACE_COPY, 0, 0, host, 0);
 	if (address_to(r->skb, r->c, r->from.vni, host))
 		return 0;
 	send_copy(r, r->c->overlay);

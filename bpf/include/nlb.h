@@ -103,7 +103,7 @@ static __always_inline struct backend *backend_of(__u32 id)
 
 static __always_inline void count_stat(struct stat *s, const struct packet *pkt)
 {
-	if (!s)
+	if (!s || trace)
 		return;
 	s->packets++;
 	s->bytes += pkt->length;

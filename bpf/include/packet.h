@@ -19,6 +19,7 @@
 #include "maps_port.h"
 #include "maps_private.h"
 #include "maps_watch.h"
+#include "trace.h"
 
 /*
  * Reading and mending packets. Only the cursor compares against the end of the
@@ -335,7 +336,7 @@ static __always_inline void ttl_decrement(struct iphdr *ip)
 static __always_inline void count(enum reason reason, __u64 packets)
 {
 	__u32 key = reason;
-	__u64 *counter = bpf_map_lookup_elem(&reasons, &key);
+	__u64 *counter = trace ? NULL : bpf_map_lookup_elem(&reasons, &key);
 
 	if (counter)
 		*counter += packets;

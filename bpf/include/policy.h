@@ -151,10 +151,28 @@ static __noinline bool classify(const struct question *q, struct verdict *v)
 	return true;
 }
 
+static __noinline int trace_policy(const struct question *q, const struct verdict *v, __u32 reason)
+{
+	struct trace_step *s = trace_next(TRACE_POLICY);
+
+	if (s) {
+		s->reason = reason;
+		s->rule = v->rule;
+		s->a = q->policy;
+		s->b = q->proto;
+		s->c = q->match;
+		s->d = q->direction;
+		s->ip = q->peer;
+	}
+	return 0;
+}
+
 /* Judge the first packet of a flow at a port. Global, as class_at is; no caller
  * passes NULL. */
 __noinline enum reason judge(const struct port_cfg *pc, struct question *q, struct verdict *v)
 {
+	enum reason reason;
+
 	if (!pc || !q || !v)
 		return REASON_NO_PORT;
 	v->rule = 0;
@@ -165,8 +183,12 @@ __noinline enum reason judge(const struct port_cfg *pc, struct question *q, stru
 	if (!q->policy)
 		return REASON_NO_POLICY;
 	if (classify(q, v))
-		return REASON_NONE;
-	return q->direction == DIRECTION_IN ? REASON_POLICY_IN : REASON_POLICY_OUT;
+		reason = REASON_NONE;
+	else
+		reason = q->direction == DIRECTION_IN ? REASON_POLICY_IN : REASON_POLICY_OUT;
+	if (trace)
+		trace_policy(q, v, reason);
+	return reason;
 }
 
 /* A question from user space, and its answer. It comes as a frame, behind room

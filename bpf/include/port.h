@@ -75,12 +75,6 @@ static __always_inline int pass_blind(enum reason reason)
 	return TC_ACT_UNSPEC;
 }
 
-/* The frame stands before a port, to enter it or come out of it. */
-static __always_inline void stand_at(struct frame *f, __u32 port, __u8 direction)
-{
-	f->port[direction & 1] = port;
-}
-
 /*
  * An skb may be many packets: GRO and TSO. gso_segs is 0 on a TAP, so they are
  * worked out from the size of a segment; each has the headers again.
@@ -135,6 +129,8 @@ static __noinline __u32 prefix_flags(const struct ip16 *ip)
 	struct prefix_key key = { .bits = 128, .ip = *ip };
 	__u32 *flags = bpf_map_lookup_elem(&prefixes, &key);
 
+	if (trace)
+		trace_ip(TRACE_PREFIX, 0, ip, flags ? *flags : 0);
 	return flags ? *flags : 0;
 }
 
@@ -158,6 +154,8 @@ static __noinline struct port_cfg *port_at(const struct ip16 *ip, __u32 *port)
 {
 	__u32 *id = bpf_map_lookup_elem(&addr_port, ip) ?: range_at(ip);
 
+	if (trace)
+		trace_ip(TRACE_ADDRESS, id ? *id : 0, ip, 0);
 	if (!id)
 		return NULL;
 	*port = *id;

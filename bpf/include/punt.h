@@ -18,6 +18,8 @@ static __noinline int punt(struct __sk_buff *skb, const struct frame *f, __u32 p
 		return drop(f, REASON_PUNT_RATE);
 	if (length < sizeof(struct ethhdr) || length > PUNT_MAX)
 		return drop(f, REASON_OVERSIZE);
+	if (trace)
+		return drop(f, REASON_PUNTED);
 	punt = bpf_ringbuf_reserve(&punts, sizeof(*punt), 0);
 	if (!punt)
 		return drop(f, REASON_PUNT_LOST);

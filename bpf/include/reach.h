@@ -65,7 +65,7 @@ static __always_inline int from_reach(struct xdp_md *ctx, const struct cfg *c, s
 	if (reach->op != REACH_ANSWER)
 		return leave(XDP_DROP, REASON_MALFORMED);
 	seen = bpf_map_lookup_elem(&vtep_seen, &host);
-	if (seen) {
+	if (seen && !trace) {
 		seen->sent = reach->sent;
 		seen->seen = bpf_ktime_get_ns();
 	}

@@ -16,10 +16,12 @@ static __always_inline bool may_refuse(void)
 
 	if (!r)
 		return false;
-	if (now - r->since >= 1000000000ULL) {
+	if (!trace && now - r->since >= 1000000000ULL) {
 		r->since = now;
 		r->sent = 0;
 	}
+	if (trace)
+		return r->sent < REFUSALS_PER_SECOND;
 	return r->sent++ < REFUSALS_PER_SECOND;
 }
 

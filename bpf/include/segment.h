@@ -46,8 +46,13 @@ static __noinline struct station *station_of(__u32 vni, const __u8 *mac)
 {
 	struct fdb_key key = { .vni = vni };
 
+	struct station *s;
+
 	__builtin_memcpy(key.mac, mac, sizeof(key.mac));
-	return bpf_map_lookup_elem(&fdb, &key);
+	s = bpf_map_lookup_elem(&fdb, &key);
+	if (trace)
+		trace_place(TRACE_STATION, s ? s->port : 0, vni, s ? s->endpoint : 0, 0);
+	return s;
 }
 
 static __noinline struct neigh *owner_of(__u32 vni, const struct ip16 *ip)
@@ -102,7 +107,7 @@ static __always_inline int to_station(struct __sk_buff *skb, struct work *w, __u
 
 	if (!pc || pc->vni != vni)
 		return drop(&w->f, REASON_NO_PORT);
-	stand_at(&w->f, port, DIRECTION_IN);
+	stand_at(skb, &w->f, port, DIRECTION_IN);
 	reason = admit(skb, w, pc, port);
 	if (reason)
 		return drop(&w->f, reason);

@@ -14,6 +14,7 @@ struct frame {
 	__u32 port[2];	    /* by enum direction: the one here that gets it, the one that has sent it */
 	__u32 rule;	    /* as far as it is known: what has admitted its flow, */
 	__u32 service;	    /* and by what it came */
+	bool captured;	    /* it was kept for who captures frames */
 };
 
 /* One packet at one port. */

@@ -19,7 +19,11 @@ static __noinline bool owns(__u32 port, const struct ip16 *ip)
 {
 	struct addr_key key = { .port = port, .ip = *ip };
 
-	return bpf_map_lookup_elem(&addr_ok, &key) || owns_range(port, ip);
+	bool is = bpf_map_lookup_elem(&addr_ok, &key) || owns_range(port, ip);
+
+	if (trace)
+		trace_ip(TRACE_OWNER, port, ip, is);
+	return is;
 }
 
 static __always_inline bool is_door(const struct frame *f, const struct cfg *c)

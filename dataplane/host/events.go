@@ -208,47 +208,6 @@ func (r *eventReader) hand(event bpf.Event) {
 	}
 }
 
-// WatchDrops has the programs tell of dropped packets until then, of one port (0:
-// of all) and for one reason (bpf.ReasonNone: any). The zero time ends it.
-func (h *Host) WatchDrops(until time.Time, port uint32, reason bpf.Reason) error {
-	return h.editWatch(func(w *bpf.Watch) error {
-		end, err := onClock(until)
-		if err != nil {
-			return err
-		}
-		w.DropsUntil, w.DropsPort, w.DropsReason = end, port, uint32(reason)
-		return nil
-	})
-}
-
-func (h *Host) editWatch(change func(*bpf.Watch) error) error {
-	h.events.mu.Lock()
-	defer h.events.mu.Unlock()
-	var w bpf.Watch
-	if err := h.Maps.Watch.Lookup(uint32(0), &w); err != nil {
-		return fmt.Errorf("read watch: %w", err)
-	}
-	if err := change(&w); err != nil {
-		return err
-	}
-	if err := h.Maps.Watch.Put(uint32(0), &w); err != nil {
-		return fmt.Errorf("write watch: %w", err)
-	}
-	return nil
-}
-
-// onClock is a time as programs read it: CLOCK_MONOTONIC ns; the zero time is 0.
-func onClock(t time.Time) (uint64, error) {
-	if t.IsZero() {
-		return 0, nil
-	}
-	now, err := monotonic()
-	if err != nil {
-		return 0, err
-	}
-	return uint64(max(int64(now)+int64(time.Until(t)), 1)), nil
-}
-
 // TimeOf tells the time of day of a moment on the clock of the programs.
 func TimeOf(at uint64) time.Time {
 	now, err := monotonic()

@@ -64,7 +64,7 @@ type Maps struct {
 	RuleIds, RuleStats                                *ebpf.Map
 	CtNew, CtEst, CtSwept, Frag, Refusals             *ebpf.Map
 	Neigh, Bum, Listeners, Pace, Told, Punts          *ebpf.Map
-	PortStat, Events, EventStat, Watch                *ebpf.Map
+	PortStat, Events, EventStat, Watch, Captures      *ebpf.Map
 }
 
 func (m *Maps) byName() map[string]**ebpf.Map {
@@ -80,7 +80,7 @@ func (m *Maps) byName() map[string]**ebpf.Map {
 		"rule_ids": &m.RuleIds, "rule_stats": &m.RuleStats,
 		"ct_new": &m.CtNew, "ct_est": &m.CtEst, "ct_swept": &m.CtSwept, "frag": &m.Frag, "refusals": &m.Refusals,
 		"neigh": &m.Neigh, "bum": &m.Bum, "listeners": &m.Listeners, "pace": &m.Pace, "told": &m.Told, "punts": &m.Punts,
-		"port_stat": &m.PortStat, "events": &m.Events, "event_stat": &m.EventStat, "watch": &m.Watch,
+		"port_stat": &m.PortStat, "events": &m.Events, "event_stat": &m.EventStat, "watch": &m.Watch, "captures": &m.Captures,
 	}
 }
 
@@ -102,6 +102,9 @@ type Host struct {
 
 	events   eventReader
 	detached func(port uint32, last PortStats)
+	watchers watchers
+	capture  sync.Mutex // one captures at a time
+	watchMu  sync.Mutex // of the map watch
 }
 
 // OnDetach has told what a port had counted when it was detached. It is set before
