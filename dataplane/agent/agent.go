@@ -36,6 +36,7 @@ import (
 	"cairn/dataplane/nlb"
 	dsync "cairn/dataplane/sync"
 	"cairn/dataplane/table"
+	"cairn/dataplane/trace"
 )
 
 // Version of the agent, as the control plane and people see it.
@@ -89,6 +90,8 @@ type Agent struct {
 	restarts uint64
 	lock     *os.File
 	rounds   rounds
+	tracer   *trace.Tracer
+	repairs  chan repairRequest
 
 	overlayLost bool // of the loop's goroutine: it was said
 
@@ -106,7 +109,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	a := &Agent{cfg: cfg, log: cfg.Log, started: time.Now()}
+	a := &Agent{cfg: cfg, log: cfg.Log, started: time.Now(), repairs: make(chan repairRequest)}
 	defer a.close()
 	if err := a.open(); err != nil {
 		return fmt.Errorf("start agent %s: %w", cfg.Name, err)
@@ -134,6 +137,7 @@ func (a *Agent) open() (err error) {
 	if err != nil {
 		return err
 	}
+	a.tracer = trace.New(a.host)
 	if a.store, err = maps.NewKernel(a.host); err != nil {
 		return err
 	}
@@ -256,6 +260,9 @@ func (a *Agent) close() {
 	if a.store != nil {
 		_ = a.store.Close() // the mappings end with the process
 	}
+	if a.tracer != nil {
+		a.tracer.Close()
+	}
 	if a.host != nil {
 		_ = a.host.Close() // the pins stay, which is the point
 	}
@@ -328,6 +335,8 @@ func (a *Agent) keep(ctx context.Context) {
 			a.audit()
 		case <-release.C:
 			work = a.release
+		case r := <-a.repairs:
+			work = func() time.Time { return a.repair(r) }
 		}
 		if next := work(); !next.IsZero() {
 			release.Reset(max(time.Until(next), time.Millisecond))

@@ -97,6 +97,9 @@ func (a *Agent) Ports() []debug.Port {
 		}
 		_, d.Attached = a.loop.Image().Get(maps.ID{Map: maps.Attach, Key: maps.Bytes(p.ID)})
 		d.Flows = a.count(p.ID)
+		if s, err := a.host.PortStats(p.ID); err == nil { // a port that is not attached has none
+			d.Counters = debug.Counters(s)
+		}
 		ports = append(ports, d)
 	}
 	slices.SortFunc(ports, func(a, b debug.Port) int { return cmp.Compare(a.ID, b.ID) })

@@ -251,6 +251,9 @@ func (l *Loop) Audit() (differences []string, err error) {
 	return differences, nil
 }
 
+// Anew has the next round look at everything, and delete what nobody wants.
+func (l *Loop) Anew() { l.started = false }
+
 // Unsettled lists the units that are not as wanted, and why.
 func (l *Loop) Unsettled() map[string]string { return l.unsettled }
 

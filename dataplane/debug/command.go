@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -41,6 +40,9 @@ func Command() *cobra.Command {
 		c.nlb(),
 		c.diff(),
 		c.drops(),
+		c.capture(),
+		c.trace(),
+		c.why(),
 	)
 	return root
 }
@@ -94,9 +96,14 @@ func (c *client) nlb() *cobra.Command {
 }
 
 func (c *client) diff() *cobra.Command {
-	return &cobra.Command{
+	var repair bool
+	cmd := &cobra.Command{
 		Use: "diff", Short: "Desired against programmed; fails when they differ", Args: cobra.NoArgs,
+		Example: "  cairn debug diff\n  cairn debug diff --repair",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if repair {
+				return c.repair(cmd)
+			}
 			var d Diff
 			if err := c.ask(cmd.Context(), "/diff", &d); err != nil {
 				return err
@@ -114,41 +121,80 @@ func (c *client) diff() *cobra.Command {
 			return nil
 		},
 	}
+	cmd.Flags().BoolVar(&repair, "repair", false, "make the maps as they are wanted now, and tell what was mended")
+	return cmd
+}
+
+func (c *client) repair(cmd *cobra.Command) error {
+	var r Repair
+	if err := c.do(cmd.Context(), http.MethodPost, "/repair", &r); err != nil {
+		return err
+	}
+	if c.json {
+		if err := printJSON(cmd.OutOrStdout(), r); err != nil {
+			return err
+		}
+	} else {
+		printRepair(cmd.OutOrStdout(), r)
+	}
+	if !r.Left.Empty() {
+		return ErrDiffers
+	}
+	return nil
 }
 
 func (c *client) drops() *cobra.Command {
-	var all, watch bool
+	var all, watch, rate bool
+	var f DropFilter
 	cmd := &cobra.Command{
-		Use: "drops", Short: "Packets by the reason they were dropped for", Args: cobra.NoArgs,
+		Use: "drops", Short: "Packets by the reason they were dropped for, or each as it happens", Args: cobra.NoArgs,
+		Long: "The counters of all reasons since the host came up; with --watch each dropped packet as it happens, until Ctrl-C,\n" +
+			"and how many were not told because there were too many.",
+		Example: "  cairn debug drops\n  cairn debug drops --rate\n  cairn debug drops --watch --port 12 --reason policy_in --json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			before := map[string]uint64{}
-			for {
-				var drops []Drop
-				if err := c.ask(cmd.Context(), "/drops", &drops); err != nil {
-					return err
-				}
-				shown := since(drops, before, all)
-				if c.json {
-					if err := printJSON(cmd.OutOrStdout(), shown); err != nil {
-						return err
-					}
-				} else {
-					printDrops(cmd.OutOrStdout(), shown)
-				}
-				if !watch {
-					return nil
-				}
-				select {
-				case <-cmd.Context().Done():
-					return nil
-				case <-time.After(time.Second):
-				}
+			switch {
+			case watch && (all || rate):
+				return errors.New("--watch shows each drop: it goes with neither --all nor --rate")
+			case watch:
+				return c.watchDrops(cmd, f)
+			case f != (DropFilter{}):
+				return errors.New("--port and --reason go with --watch")
 			}
+			return c.countDrops(cmd, all, rate)
 		},
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "also packets that were not dropped")
-	cmd.Flags().BoolVar(&watch, "watch", false, "print what came in addition, each second")
+	cmd.Flags().BoolVar(&rate, "rate", false, "print what came in addition, each second")
+	cmd.Flags().BoolVar(&watch, "watch", false, "print each drop as it happens")
+	cmd.Flags().Uint32Var(&f.Port, "port", 0, "with --watch: of this port alone")
+	cmd.Flags().StringVar(&f.Reason, "reason", "", "with --watch: for this reason alone")
 	return cmd
+}
+
+func (c *client) countDrops(cmd *cobra.Command, all, rate bool) error {
+	before := map[string]uint64{}
+	for {
+		var drops []Drop
+		if err := c.ask(cmd.Context(), "/drops", &drops); err != nil {
+			return err
+		}
+		shown := since(drops, before, all)
+		if c.json {
+			if err := printJSON(cmd.OutOrStdout(), shown); err != nil {
+				return err
+			}
+		} else {
+			printDrops(cmd.OutOrStdout(), shown)
+		}
+		if !rate {
+			return nil
+		}
+		select {
+		case <-cmd.Context().Done():
+			return nil
+		case <-time.After(time.Second):
+		}
+	}
 }
 
 // since leaves what is to be shown: drops, or all; only what came since before,
@@ -167,31 +213,49 @@ func since(drops []Drop, before map[string]uint64, all bool) []Drop {
 }
 
 func (c *client) ask(ctx context.Context, path string, answer any) error {
+	return c.do(ctx, http.MethodGet, path, answer)
+}
+
+// do asks for one document.
+func (c *client) do(ctx context.Context, method, path string, answer any) error {
 	if ctx == nil {
 		ctx = context.Background()
 	}
-	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", c.socket)
-	}}
-	defer transport.CloseIdleConnections()
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+path, nil)
+	response, done, err := c.open(ctx, method, path)
 	if err != nil {
-		return fmt.Errorf("ask agent: %w", err)
+		return err
 	}
-	response, err := transport.RoundTrip(request)
-	if err != nil {
-		return fmt.Errorf("ask agent: %w", err)
-	}
-	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(response.Body, 4096))
-		return fmt.Errorf("ask agent: %s", strings.TrimSpace(string(text)))
-	}
+	defer done()
 	if err := json.NewDecoder(response.Body).Decode(answer); err != nil {
 		return fmt.Errorf("ask agent: read answer: %w", err)
 	}
 	return nil
+}
+
+// open sends a question; the answer is good, and done lets it go.
+func (c *client) open(ctx context.Context, method, path string) (response *http.Response, done func(), err error) {
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", c.socket)
+	}}
+	request, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, nil)
+	if err != nil {
+		return nil, nil, fmt.Errorf("ask agent: %w", err)
+	}
+	if response, err = transport.RoundTrip(request); err != nil {
+		return nil, nil, fmt.Errorf("ask agent: %w", err)
+	}
+	body := response.Body
+	done = func() {
+		body.Close()
+		transport.CloseIdleConnections()
+	}
+	if response.StatusCode != http.StatusOK {
+		err := failed(response)
+		done()
+		return nil, nil, err
+	}
+	return response, done, nil
 }

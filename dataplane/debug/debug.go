@@ -2,10 +2,12 @@
 
 // Package debug is how people look into an agent: a service on its unix socket
 // and the verbs of `cairn debug`. It works without a control plane. It changes
-// nothing, and knows nothing but what its Source tells. Start at Source.
+// nothing but what `diff --repair` mends, and knows nothing but what its Source
+// tells. Start at Source.
 package debug
 
 import (
+	"context"
 	"net/netip"
 	"time"
 
@@ -21,6 +23,17 @@ type Source interface {
 	Flow(Flow) (Path, error)
 	Diff() (Diff, error)
 	Drops() ([]Drop, error)
+
+	// Repair makes the maps as they are wanted, and tells what it did.
+	Repair(context.Context) (Repair, error)
+	// WatchDrops tells of each drop until ctx ends or line fails; first with
+	// nothing, when it has begun.
+	WatchDrops(ctx context.Context, f DropFilter, line func(DropEvent) error) error
+	// Capture is the same for the frames of a port.
+	Capture(ctx context.Context, r CaptureRequest, line func(CaptureEvent) error) error
+	// Trace follows a packet without sending it. It changes nothing.
+	Trace(TraceRequest) (Trace, error)
+	Why(WhyRequest) (Why, error)
 }
 
 // Status of an agent.
@@ -65,6 +78,16 @@ type Port struct {
 	Device     uint32       `json:"device"` // interface index, 0: none
 	Attached   bool         `json:"attached"`
 	Flows      int          `json:"flows"`
+	Counters   Counters     `json:"counters"`
+}
+
+// Counters of a port since it was attached. Bytes are of IP.
+type Counters struct {
+	PacketsIn  uint64 `json:"packets_in"` // to the instance
+	BytesIn    uint64 `json:"bytes_in"`
+	PacketsOut uint64 `json:"packets_out"` // from it
+	BytesOut   uint64 `json:"bytes_out"`
+	Dropped    uint64 `json:"packets_dropped"` // either way
 }
 
 // Service as programmed.
@@ -121,6 +144,12 @@ type Diff struct {
 
 // Empty tells whether desired and programmed agree.
 func (d Diff) Empty() bool { return len(d.Missing)+len(d.Foreign)+len(d.Faults) == 0 }
+
+// Repair is what was mended.
+type Repair struct {
+	Mended []string `json:"mended"` // entries that were missing, changed or foreign
+	Left   Diff     `json:"left"`   // what differs all the same
+}
 
 // Drop is the counter of one reason.
 type Drop struct {

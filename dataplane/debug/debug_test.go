@@ -19,8 +19,11 @@ import (
 
 // source is an agent that knows what the test says.
 type source struct {
-	diff  Diff
-	drops []Drop
+	diff   Diff
+	repair Repair
+	drops  []Drop
+	lines  []DropEvent
+	frames []CaptureEvent
 }
 
 func (source) Status() Status {
@@ -36,7 +39,7 @@ func (source) Status() Status {
 
 func (source) Ports() []Port {
 	return []Port{
-		{ID: 1, Instance: "a", Machine: "running", Addresses: []netip.Addr{netip.MustParseAddr("198.51.100.1")}, MAC: "02:ca:00:00:00:01", Policy: 3, Programmed: 1, Generation: 2, Device: 7, Attached: true, Flows: 4},
+		{ID: 1, Instance: "a", Machine: "running", Addresses: []netip.Addr{netip.MustParseAddr("198.51.100.1")}, MAC: "02:ca:00:00:00:01", Policy: 3, Programmed: 1, Generation: 2, Device: 7, Attached: true, Flows: 4, Counters: Counters{PacketsIn: 5, BytesIn: 600, PacketsOut: 7, BytesOut: 800, Dropped: 9}},
 		{ID: 2, Instance: "b", Machine: "absent", Policy: 3},
 	}
 }
@@ -113,9 +116,9 @@ service/3  the map is full
 programs uplink=7
 maps vip4=8
 `},
-		{[]string{"ports"}, `PORT  INSTANCE  MACHINE  ADDRESSES     MAC                POLICY           GENERATION  DEVICE           FLOWS
-1     a         running  198.51.100.1  02:ca:00:00:00:01  3 as 1           2           7                4
-2     b         absent                                    3, not in force  0           0, not attached  0
+		{[]string{"ports"}, `PORT  INSTANCE  MACHINE  ADDRESSES     MAC                POLICY           GENERATION  DEVICE           FLOWS  IN      OUT     DROPPED
+1     a         running  198.51.100.1  02:ca:00:00:00:01  3 as 1           2           7                4      5/600B  7/800B  9
+2     b         absent                                    3, not in force  0           0, not attached  0      0/0B    0/0B    0
 `},
 		{[]string{"nlb"}, `SERVICE  VIP                 SLOTS     GENERATION  BACKEND  AT         ADDRESS          OWNS  OWNED  STATE      CHECK
 1        203.0.113.1:80/tcp  256 at 0  4           1        local      198.51.100.1:80  128   0      ready      success

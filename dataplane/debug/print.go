@@ -78,7 +78,7 @@ func ids(m map[string]uint32) string {
 
 func printPorts(w io.Writer, ports []Port) {
 	grid(w, func(row func(...any)) {
-		row("PORT", "INSTANCE", "MACHINE", "ADDRESSES", "MAC", "POLICY", "GENERATION", "DEVICE", "FLOWS")
+		row("PORT", "INSTANCE", "MACHINE", "ADDRESSES", "MAC", "POLICY", "GENERATION", "DEVICE", "FLOWS", "IN", "OUT", "DROPPED")
 		for _, p := range ports {
 			policy, device := fmt.Sprintf("%d as %d", p.Policy, p.Programmed), fmt.Sprint(p.Device)
 			if p.Programmed == 0 {
@@ -87,9 +87,20 @@ func printPorts(w io.Writer, ports []Port) {
 			if !p.Attached {
 				device += ", not attached"
 			}
-			row(p.ID, p.Instance, p.Machine, join(p.Addresses), p.MAC, policy, p.Generation, device, p.Flows)
+			row(p.ID, p.Instance, p.Machine, join(p.Addresses), p.MAC, policy, p.Generation, device, p.Flows,
+				traffic(p.Counters.PacketsIn, p.Counters.BytesIn), traffic(p.Counters.PacketsOut, p.Counters.BytesOut), p.Counters.Dropped)
 		}
 	})
+}
+
+// traffic is packets and bytes in one cell.
+func traffic(packets, bytes uint64) string { return fmt.Sprintf("%d/%dB", packets, bytes) }
+
+func printRepair(w io.Writer, r Repair) {
+	for _, line := range r.Mended {
+		fmt.Fprintln(w, "mended\t"+line)
+	}
+	printDiff(w, r.Left)
 }
 
 func join[T any](all []T) string {

@@ -11,7 +11,9 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -64,7 +66,73 @@ func Handler(source Source) http.Handler {
 	})
 	ask("/diff", func(*http.Request) (any, error) { return source.Diff() })
 	ask("/drops", func(*http.Request) (any, error) { return source.Drops() })
+	ask("/trace", func(r *http.Request) (any, error) {
+		request, err := traceOf(r.URL.Query())
+		if err != nil {
+			return nil, err
+		}
+		return source.Trace(request)
+	})
+	ask("/why", func(r *http.Request) (any, error) {
+		tuple, err := tupleOf(r.URL.Query())
+		if err != nil {
+			return nil, err
+		}
+		port, err := portOf(r.URL.Query())
+		if err != nil {
+			return nil, err
+		}
+		return source.Why(WhyRequest{Port: port, Tuple: tuple})
+	})
+	mux.HandleFunc("POST /repair", func(w http.ResponseWriter, r *http.Request) {
+		done, err := source.Repair(r.Context())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusUnprocessableEntity)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(done) // the client went away
+	})
+	streams(mux, source)
 	return mux
+}
+
+func streams(mux *http.ServeMux, source Source) {
+	mux.HandleFunc("GET /drops/watch", func(w http.ResponseWriter, r *http.Request) {
+		stream(w, r, func(ctx context.Context, line func(any) error) error {
+			port, err := portOf(r.URL.Query())
+			if err != nil {
+				return err
+			}
+			f := DropFilter{Port: port, Reason: r.URL.Query().Get("reason")}
+			return source.WatchDrops(ctx, f, func(e DropEvent) error { return line(e) })
+		})
+	})
+	mux.HandleFunc("GET /capture", func(w http.ResponseWriter, r *http.Request) {
+		stream(w, r, func(ctx context.Context, line func(any) error) error {
+			port, err := portOf(r.URL.Query())
+			if err != nil {
+				return err
+			}
+			bytes, err := strconv.Atoi(r.URL.Query().Get("bytes"))
+			if err != nil {
+				return fmt.Errorf("--bytes: %w", err)
+			}
+			return source.Capture(ctx, CaptureRequest{Port: port, Bytes: bytes}, func(e CaptureEvent) error { return line(e) })
+		})
+	})
+}
+
+func traceOf(q url.Values) (r TraceRequest, err error) {
+	if r.Tuple, err = tupleOf(q); err != nil {
+		return r, err
+	}
+	if r.Port, err = portOf(q); err != nil {
+		return r, err
+	}
+	r.Out = q.Get("out") != ""
+	r.Flags, err = ParseFlags(q.Get("flags"))
+	return r, err
 }
 
 // ParseFlow reads "192.0.2.1:40000" and "203.0.113.1:80/tcp". Without a protocol
