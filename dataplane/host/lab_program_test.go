@@ -264,11 +264,13 @@ func (b *bench) dial(ns, network, addr string) (conn net.Conn, err error) {
 
 // serve answers every line on a port of the VM with the line, and says who
 // asks.
-func (b *bench) serve(addr string) (clients <-chan string) {
+func (b *bench) serve(addr string) (clients <-chan string) { return b.serveIn("cbpf-vm", addr) }
+
+func (b *bench) serveIn(ns, addr string) (clients <-chan string) {
 	b.Helper()
 	var l net.Listener
 	var err error
-	b.in("cbpf-vm", func() { l, err = net.Listen("tcp", addr) })
+	b.in(ns, func() { l, err = net.Listen("tcp", addr) })
 	must(b, err)
 	b.Cleanup(func() { l.Close() })
 	seen := make(chan string, 16)

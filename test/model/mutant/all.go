@@ -98,7 +98,7 @@ var ports = []Mutant{
 	{"a balanced packet is answered", "include/toobig.h", "if (w->v.service)", "if (0)"},
 	{"the answer's checksum is not written", "include/toobig.h", "b->icmp.checksum = ~csum_fold(bpf_csum_diff(NULL, 0, (__be32 *)&b->icmp, message, 0));", ""},
 	{"the last hop goes on", "port.bpf.c", "if (w->f.ip.ttl <= 1)", "if (w->f.ip.ttl < 1)"},
-	{"a range is one bit short", "include/vm.h", ".bits = 32 + 128, .port", ".bits = 32 + 127, .port"},
+	{"a range is eight bits short", "include/vm.h", ".bits = 32 + 128, .port", ".bits = 32 + 120, .port"},
 	{"ranges are of all ports", "include/vm.h", ".bits = 32 + 128, .port = port", ".bits = 32 + 128, .port = 5"},
 	{"ranges come to nobody", "include/port.h", "bpf_map_lookup_elem(&addr_port, ip) ?: range_at(ip)", "bpf_map_lookup_elem(&addr_port, ip)"},
 	{"hops are not counted", "include/vm.h", "__u8 ttl = f->ip.ttl - 1;", "__u8 ttl = f->ip.ttl;"},
