@@ -20,9 +20,14 @@ import (
 	"cairn/dataplane/table"
 )
 
-// Agent is the built cairn-agent as a process on a hypervisor. It finds what it
-// is to program in its cache; its control plane is away for good.
+// Agent is the built cairn-agent as a process on a hypervisor.
 type Agent struct {
+	// Control is where its control plane is, and Arguments are further ones, to
+	// be set before Start. Without, the control plane is away for good: the agent
+	// programs what it finds in its cache.
+	Control   string
+	Arguments []string
+
 	hypervisor *Hypervisor
 	program    string
 	state      string
@@ -30,10 +35,15 @@ type Agent struct {
 	log        bytes.Buffer
 }
 
+// Joining is an agent for a hypervisor that knows nothing yet.
+func (h *Hypervisor) Joining(program, state string) (*Agent, error) {
+	return &Agent{hypervisor: h, program: program, state: state, Control: "127.0.0.1:9"}, os.MkdirAll(state, 0o700)
+}
+
 // Agent for a hypervisor, with its tables in the cache.
 func (h *Hypervisor) Agent(program, state string, tables table.View) (*Agent, error) {
-	a := &Agent{hypervisor: h, program: program, state: state}
-	if err := os.MkdirAll(state, 0o700); err != nil {
+	a, err := h.Joining(program, state)
+	if err != nil {
 		return nil, err
 	}
 	var failed error
@@ -48,10 +58,12 @@ func (h *Hypervisor) Agent(program, state string, tables table.View) (*Agent, er
 // Start it.
 func (a *Agent) Start() error {
 	c := a.hypervisor.Config
-	cmd := exec.Command(a.program, "--name", Name(a.hypervisor.Number), "--state", a.state, "--pins", c.Pins,
-		"--uplink", c.Uplink, "--endpoint", c.Endpoint.String(), "--control", "127.0.0.1:9", "--socket", a.socket())
+	cmd := exec.Command(a.program, append([]string{
+		"--name", Name(a.hypervisor.Number), "--state", a.state, "--pins", c.Pins, "--uplink", c.Uplink,
+		"--endpoint", c.Endpoint.String(), "--control", a.Control, "--socket", a.Socket(),
+	}, a.Arguments...)...)
 	cmd.Stdout, cmd.Stderr = &a.log, &a.log
-	_ = os.Remove(a.socket()) // of one that was killed
+	_ = os.Remove(a.Socket()) // of one that was killed
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := a.hypervisor.Space.Do(cmd.Start); err != nil {
 		return fmt.Errorf("start the agent: %w", err)
@@ -65,7 +77,7 @@ func (a *Agent) Start() error {
 func (a *Agent) Runs(patience time.Duration) error {
 	deadline := time.Now().Add(patience)
 	for {
-		conn, err := net.Dial("unix", a.socket())
+		conn, err := net.Dial("unix", a.Socket())
 		if err == nil {
 			return conn.Close()
 		}
@@ -76,7 +88,8 @@ func (a *Agent) Runs(patience time.Duration) error {
 	}
 }
 
-func (a *Agent) socket() string { return filepath.Join(a.state, "sock") }
+// Socket of its debug service.
+func (a *Agent) Socket() string { return filepath.Join(a.state, "sock") }
 
 // PID of the process.
 func (a *Agent) PID() int { return a.cmd.Process.Pid }
