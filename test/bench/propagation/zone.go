@@ -40,7 +40,6 @@ type world struct {
 
 	agents    []*rig.Agent
 	simulated []*simulated
-	tokens    []string // of the agents
 	ended     chan error
 }
 

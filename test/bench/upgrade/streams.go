@@ -169,8 +169,6 @@ type pair struct {
 
 func (p pair) frame(q packet.Packet) [][]byte { return [][]byte{q.MACs(p.srcMAC, p.dstMAC).Bytes()} }
 
-func (p pair) back() pair { return pair{p.dstMAC, p.srcMAC, p.dst, p.src} }
-
 type maker = func(mark func(uint64) []byte, n uint64) [][]byte
 
 func (p pair) udp(sport, dport int) maker {
