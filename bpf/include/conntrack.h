@@ -7,6 +7,7 @@
 #include "policy.h"
 #include "sweep.h"
 #include "tcp.h"
+#include "trace_flow.h"
 #include "visit.h"
 
 /*
@@ -259,30 +260,6 @@ static __always_inline bool is_out_of_place(const struct port_cfg *pc, const str
 	return !v->opening && !v->host && pc->flags & PORT_STRICT && now >= READ_ONCE(pc->loose_until);
 }
 
-/* The flows that v's new one takes the place of are gone. */
-static __noinline int tell_replaced(void *est, void *fresh, const struct visit *v)
-{
-	struct ct *f = v->stale ? bpf_map_lookup_elem(est, &v->key) : NULL;
-
-	if (f && !(f->flags & (CT_HOST | CT_ALIAS)))
-		tell_flow(&v->key, f, v->port, EVENT_CLOSED, REASON_NONE);
-	f = bpf_map_lookup_elem(fresh, &v->key);
-	if (f && !(f->flags & (CT_HOST | CT_ALIAS)))
-		tell_flow(&v->key, f, v->port, EVENT_CLOSED, REASON_NONE);
-	return 0;
-}
-
-static __noinline enum reason trace_opens(const struct visit *v)
-{
-	struct trace_step *s = trace_next(TRACE_OPENS);
-
-	if (s) {
-		s->port = v->port;
-		s->rule = v->rule;
-	}
-	return REASON_NONE;
-}
-
 /* The first packet of a flow: ask the policy, then remember. */
 static __always_inline enum reason begin(void *est, void *fresh, const struct port_cfg *pc, struct visit *v, __u64 now)
 {
@@ -362,25 +339,6 @@ static __always_inline void take_over(struct visit *v, const struct ct *f)
 	v->service = f->service;
 	v->peer_port = f->peer_port;
 	v->rule = f->rule;
-}
-
-/* What a twin finds: the live record it must not touch, and in its place a copy. */
-static __noinline struct ct *trace_flow(struct visit *v, const struct port_cfg *pc, const struct ct *f)
-{
-	struct trace_step *s = trace_next(TRACE_FLOW);
-
-	if (s) {
-		s->port = v->port;
-		s->rule = f ? f->rule : 0;
-		s->a = f ? f->state : 0;
-		s->b = v->confirmed;
-		s->c = f ? f->generation : 0;
-		s->d = pc->generation;
-	}
-	if (!f)
-		return NULL;
-	v->flow = *f;
-	return &v->flow;
 }
 
 /*

@@ -91,6 +91,19 @@ static __noinline int tell_flow(const struct ct_key *key, const struct ct *f, __
 	return 0;
 }
 
+/* The flows that v's new one takes the place of are gone. */
+static __noinline int tell_replaced(void *est, void *fresh, const struct visit *v)
+{
+	struct ct *f = v->stale ? bpf_map_lookup_elem(est, &v->key) : NULL;
+
+	if (f && !(f->flags & (CT_HOST | CT_ALIAS)))
+		tell_flow(&v->key, f, v->port, EVENT_CLOSED, REASON_NONE);
+	f = bpf_map_lookup_elem(fresh, &v->key);
+	if (f && !(f->flags & (CT_HOST | CT_ALIAS)))
+		tell_flow(&v->key, f, v->port, EVENT_CLOSED, REASON_NONE);
+	return 0;
+}
+
 /* Packets */
 
 static __always_inline bool is_denial(__u32 reason)

@@ -140,7 +140,9 @@ static __noinline enum reason follow_first(const struct inet *p, struct visit *v
 	v->vip = d->vip;
 	v->service = d->service;
 	v->rule = d->rule;
-	if (!trace && d->total && d->piece[0].to == d->total)
+	if (trace)
+		return REASON_NONE;
+	if (d->total && d->piece[0].to == d->total)
 		bpf_map_delete_elem(&frag, &key); /* all of it is through: its number is free */
 	count_rule(v);
 	return REASON_NONE;

@@ -17,6 +17,7 @@ import (
 
 	"cairn/bpf"
 	"cairn/bpf/packet"
+	"cairn/cloud/wire"
 	"cairn/dataplane/debug"
 	"cairn/dataplane/maps"
 	"cairn/dataplane/trace"
@@ -123,6 +124,39 @@ func TestTraceAndWhyOfAHost(t *testing.T) {
 		}
 		if _, err := a.Why(debug.WhyRequest{Tuple: tuple(t, "tcp 192.0.2.1:1 192.0.2.2:2")}); err == nil || !strings.Contains(err.Error(), "--port") {
 			t.Errorf("nobody's packet: %v", err)
+		}
+	})
+}
+
+func TestTraceInAPrivateNetwork(t *testing.T) {
+	onBench(t, map[string]uint32{"slots": 1024}, func(b *bench) {
+		b.mustApply([]wire.Item{aHost(1), aHost(2), aNetwork(1, 2), aPrivatePort(1), aNeighbour(1, 1), aNeighbour(32, 2)})
+		a := &Agent{table: b.table, host: b.host, loop: b.loop, tracer: trace.New(b.host)}
+		defer a.tracer.Close()
+		for _, c := range []struct {
+			words                    string
+			out                      bool
+			program, verdict, reason string
+			hop                      string
+		}{
+			{"udp 10.0.0.1:1 10.0.0.32:2", true, "vm_in", "sent", "to_tunnel", "host 10.64.0.2 by the overlay"},
+			{"udp 10.0.0.32:2 10.0.0.1:1", false, "overlay_in", "delivered", "to_port", "the device of port 1"},
+			{"udp 10.0.0.1:1 255.255.255.255:2", true, "vm_in", "sent", "flooded", ""},
+			{"udp 10.0.0.1:1 10.0.0.254:2", true, "vm_in", "dropped", "to_server", ""},
+			{"udp 10.0.0.32:1 10.0.0.32:2", true, "vm_in", "dropped", "spoofed_ip", ""},
+		} {
+			got, err := a.Trace(debug.TraceRequest{Port: 1, Out: c.out, Tuple: tuple(t, c.words)})
+			if err != nil {
+				t.Errorf("%s: %v", c.words, err)
+				continue
+			}
+			if got.Verdict != c.verdict || got.Reason != c.reason || got.NextHop != c.hop || got.Steps[0].Program != c.program {
+				t.Errorf("%s: %+v", c.words, got)
+			}
+		}
+		_, err := a.Trace(debug.TraceRequest{Port: 1, Out: true, Tuple: tuple(t, "udp 10.0.0.1:1 10.0.0.77:2")})
+		if err == nil || !strings.Contains(err.Error(), "nobody in network 7") {
+			t.Errorf("to nobody: %v", err)
 		}
 	})
 }
