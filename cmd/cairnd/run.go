@@ -47,7 +47,7 @@ func run(f *zone.Folder) *cobra.Command {
 }
 
 func (d *daemon) run(ctx context.Context) error {
-	unlock, err := d.Lock()
+	unlock, err := d.Lock(5 * time.Second)
 	if err != nil {
 		return err
 	}

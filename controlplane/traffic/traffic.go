@@ -73,19 +73,17 @@ type host struct {
 }
 
 // counts that an agent keeps for good.
-type counts struct {
-	Lost  uint64 `json:"lost"`
-	Taken uint64 `json:"taken"`
-}
+type counts struct{ Lost, Taken uint64 }
 
-// since is how many flows are missing, given how many have come.
+// since is how many flows are missing, given how many have come. Where it is not
+// known what was taken before, nothing can be said of the way.
 func (c counts) since(before counts, came uint64) (missing uint64) {
 	if c.Lost >= before.Lost {
 		missing = c.Lost - before.Lost
 	} else {
 		missing = c.Lost // it counts anew
 	}
-	if c.Taken > before.Taken+came && before != (counts{}) {
+	if before.Taken != 0 && c.Taken > before.Taken+came {
 		missing += c.Taken - before.Taken - came
 	}
 	return missing

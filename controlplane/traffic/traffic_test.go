@@ -208,13 +208,15 @@ func TestLossesAreToldApart(t *testing.T) {
 	if b.Stats.AgentLost.Load() != 9 || b.Stats.Refused.Load() != 4 || b.Stats.Unknown.Load() != 1 {
 		t.Errorf("lost %d, refused %d, unknown %d", b.Stats.AgentLost.Load(), b.Stats.Refused.Load(), b.Stats.Unknown.Load())
 	}
+	b.Flows("hv1", dist.FlowBatch{Lost: 12}) // and that is not told any more
 	if err := b.keep(); err != nil {
 		t.Fatal(err)
 	}
 	b.kill()
-	b.Flows("hv1", dist.FlowBatch{Lost: 3})
-	if got := b.Stats.AgentLost.Load(); got != 1 {
-		t.Errorf("%d lost since, want 1: the others were told before the restart", got)
+	b.Flows("hv1", dist.FlowBatch{Lost: 13})
+	b.tellLosses()
+	if got := b.logged(eventlog.Lost); len(got) != 4 || *got[3].Loss != (eventlog.Loss{Agent: 11}) {
+		t.Errorf("after a restart: %+v", got[3:])
 	}
 }
 
@@ -225,7 +227,8 @@ func TestWhatIsLostOnTheWay(t *testing.T) {
 		came, want  uint64
 	}{
 		{counts{0, 5}, counts{}, 5, 0},
-		{counts{0, 500}, counts{}, 5, 0}, // heard of for the first time
+		{counts{0, 500}, counts{}, 5, 0},     // heard of for the first time
+		{counts{7, 500}, counts{4, 0}, 5, 3}, // after a restart
 		{counts{0, 10}, counts{0, 5}, 5, 0},
 		{counts{0, 17}, counts{0, 5}, 5, 7},
 		{counts{3, 17}, counts{1, 5}, 5, 9},

@@ -56,7 +56,7 @@ func (t *Traffic) Usage(name, boot string, at time.Time, ports []dist.PortUsage)
 type kept struct {
 	Meter   meter.State       `json:"meter"`
 	Pending []meter.Usage     `json:"pending,omitempty"`
-	Hosts   map[string]counts `json:"hosts,omitempty"` // as their agents said last
+	Lost    map[string]uint64 `json:"lost,omitempty"` // by host, of what its agent has said: what was told
 }
 
 // How often sums are kept, at most and at least; and how long after their loss
@@ -102,8 +102,8 @@ func New(cfg Config) (*Traffic, error) {
 		return t, nil
 	}
 	t.meter, t.pending = meter.Restore(k.Meter, cfg.Window, cfg.Grace), k.Pending
-	for name, said := range k.Hosts {
-		t.host(name, now).said = said
+	for name, lost := range k.Lost {
+		t.host(name, now).said.Lost = lost
 	}
 	return t, nil
 }
@@ -164,9 +164,9 @@ func (t *Traffic) settle(ctx context.Context) error {
 // keep what outlives the process.
 func (t *Traffic) keep() error {
 	t.mu.Lock()
-	k := kept{Meter: t.meter.State(), Pending: slices.Clone(t.pending), Hosts: map[string]counts{}}
+	k := kept{Meter: t.meter.State(), Pending: slices.Clone(t.pending), Lost: map[string]uint64{}}
 	for name, h := range t.hosts {
-		k.Hosts[name] = h.said
+		k.Lost[name] = h.said.Lost - min(h.said.Lost, h.loss.Agent)
 	}
 	t.mu.Unlock()
 	text, err := json.Marshal(k)
@@ -207,8 +207,10 @@ func (t *Traffic) tellLosses() {
 		}
 		loss := h.loss
 		e := eventlog.Event{Time: now, Kind: eventlog.Lost, Zone: t.cfg.Zone, Host: name, Loss: &loss}
-		if t.cfg.Events.Offer([]eventlog.Event{e}) == 1 {
-			h.loss = eventlog.Loss{}
-		} // else it is told with the next one
+		if t.cfg.Events.Offer([]eventlog.Event{e}) == 0 {
+			continue // it is told with the next one
+		}
+		h.loss = eventlog.Loss{}
+		t.cfg.Log.Warn("flows are missing in the log", "host", name, "by the agent", loss.Agent, "by the control plane", loss.ControlPlane)
 	}
 }

@@ -37,8 +37,9 @@ func (f Folder) Open(ctx context.Context) (*store.Store, error) {
 }
 
 // Lock keeps a second daemon off the folder, until unlock or the end of the
-// process.
-func (f Folder) Lock() (unlock func(), err error) {
+// process. One that was killed has the lock until the last of its threads is
+// through with the disk: so long it waits.
+func (f Folder) Lock(patience time.Duration) (unlock func(), err error) {
 	if f.State == "" {
 		return nil, errors.New("--state is required")
 	}
@@ -46,11 +47,16 @@ func (f Folder) Lock() (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		file.Close()
-		return nil, fmt.Errorf("lock %s: another cairnd runs on it: %w", f.State, err)
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return func() { file.Close() }, nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) || time.Now().After(deadline) {
+			file.Close()
+			return nil, fmt.Errorf("lock %s: another cairnd runs on it: %w", f.State, err)
+		}
 	}
-	return func() { file.Close() }, nil
 }
 
 func (f Folder) rootKey() string { return filepath.Join(f.State, "root.key") }

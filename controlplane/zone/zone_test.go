@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"testing"
+	"time"
 
 	"cairn/controlplane/store"
 )
@@ -31,14 +32,19 @@ func found(t *testing.T) Folder {
 // has room for one daemon.
 func TestAFoundedZoneServes(t *testing.T) {
 	f := found(t)
-	unlock, err := f.Lock()
+	unlock, err := f.Lock(0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.Lock(); err == nil {
+	if _, err := f.Lock(0); err == nil {
 		t.Error("two daemons on a folder")
 	}
-	unlock()
+	time.AfterFunc(50*time.Millisecond, unlock) // a daemon that is about to end
+	if unlock, err = f.Lock(10 * time.Second); err != nil {
+		t.Error(err)
+	} else {
+		unlock()
+	}
 	s, err := f.Open(t.Context())
 	if err != nil {
 		t.Fatal(err)
