@@ -286,6 +286,59 @@ func TestSnoopedGroupsReachWhoAsked(t *testing.T) {
 	})
 }
 
+// Who has not been heard for 260 s listens no more, if there is somebody who asks.
+func TestListenersExpire(t *testing.T) {
+	inOwnNetns(t, func() {
+		s := newSegmentTaps(t, port20)
+		if s == nil {
+			return
+		}
+		s.list(managed, bpf.BumSnooping, []uint32{port20, port21, port23}, endpoint2)
+		const group = "239.1.1.1"
+		data := packet.UDP(ip20+":1", group+":2").MACs(mac20, "01:00:5e:01:01:01").Bytes()
+		said := func(port uint32, group bpf.Ip16, ago time.Duration) {
+			s.put("listeners", bpf.ListenerKey{Vni: managed, Port: port, Group: group}, now()-uint64(ago))
+		}
+		const lately, long = 250 * time.Second, 270 * time.Second
+		said(port21, ip16(group), long)
+		said(port23, ip16(group), lately)
+		s.reach("vm_in", data, skb{}, map[string]int{"p21": 1, "p23": 1})
+		said(0, bpf.Ip16{}, lately)
+		s.reach("vm_in", data, skb{}, map[string]int{"p23": 1})
+		said(port21, bpf.Ip16{}, lately) // it is who asks
+		s.reach("vm_in", data, skb{}, map[string]int{"p21": 1, "p23": 1})
+		said(port21, bpf.Ip16{}, long)
+		said(0, bpf.Ip16{}, long)
+		s.reach("vm_in", data, skb{}, map[string]int{"p21": 1, "p23": 1})
+	})
+}
+
+// Who hears another's answer keeps its own back: only routers hear it, and other
+// hosts, which have to learn as well.
+func TestAnswersReachRoutersOnly(t *testing.T) {
+	inOwnNetns(t, func() {
+		s := newSegmentTaps(t, port20)
+		if s == nil {
+			return
+		}
+		s.list(managed, bpf.BumSnooping, []uint32{port20, port21, port23}, endpoint2)
+		const group = "239.1.1.1"
+		s.put("listeners", bpf.ListenerKey{Vni: managed, Port: port21, Group: ip16(group)}, now())
+		report, leave, query := igmp(0x16, mac20, ip20, group), igmp(0x17, mac20, ip20, group), igmp(0x11, mac20, ip20, "224.0.0.1")
+		v3 := igmp(0x22, mac20, ip20, "224.0.0.22", append([]byte{0, 0, 0, 1}, record(4, group, 0)...)...)
+		for _, answer := range [][]byte{report, v3, leave} {
+			s.reach("vm_in", answer, skb{}, map[string]int{"overlay": 1})
+		}
+		s.put("listeners", bpf.ListenerKey{Vni: managed, Port: port23}, now()) // it asks
+		for _, answer := range [][]byte{report, v3, leave} {
+			s.reach("vm_in", answer, skb{}, map[string]int{"overlay": 1, "p23": 1})
+		}
+		s.reach("vm_in", query, skb{}, map[string]int{"overlay": 1, "p21": 1, "p23": 1})
+		s.list(managed, 0, []uint32{port20, port21, port23}, endpoint2)
+		s.reach("vm_in", report, skb{}, map[string]int{"overlay": 1, "p21": 1, "p23": 1})
+	})
+}
+
 func TestSnoopedGroupsOfIPv6(t *testing.T) {
 	inOwnNetns(t, func() {
 		s := newSegmentTaps(t, port20)
@@ -311,7 +364,7 @@ func TestSnoopedGroupsOfIPv6(t *testing.T) {
 			{"version 1 is done", report(132, 0, net.ParseIP(group)), 0},
 		} {
 			s.put("ifindex_port", uint32(loopback), port21)
-			s.expect(moved{bpf.ReasonFlooded: 1, bpf.ReasonCopied: 3}, func() { s.tc("vm_in", c.frame, skb{}) })
+			s.expect(moved{bpf.ReasonFlooded: 1, bpf.ReasonCopied: 1}, func() { s.tc("vm_in", c.frame, skb{}) }) // to the host
 			s.put("ifindex_port", uint32(loopback), port20)
 			for _, tap := range s.taps {
 				tap.count(nil)

@@ -46,7 +46,8 @@ struct bum {
 	__be32 host[BUM_HOSTS]; /* tunnel endpoints */
 };
 
-/* A listener: a port of this host, or another host for all of its ports. */
+/* A listener: a port of this host, or another host for all of its ports; neither
+ * stands for the network, where somebody asks who listens. */
 struct listener_key {
 	__u32 vni;
 	__u32 port;

@@ -14,6 +14,10 @@
 #define TO_INCLUDE 3
 #define BLOCK_OLD  6
 
+/* So long after its last report somebody listens: two queries, 125 s apart, and
+ * the time there is to answer one (RFC 3376, 8.4; RFC 3810, 9.4). */
+#define LISTENS (260 * SECOND)
+
 #define RECORDS_MAX 8 /* of one report; the rest ask again */
 
 /* Who speaks of groups: a port here, or a host. */
@@ -85,11 +89,12 @@ static __noinline int learn_records(struct __sk_buff *skb, const struct speaker 
 	return 0;
 }
 
-/* What a message of IGMP or MLD says of its sender. Who asks is a router: it
- * listens to all groups, which :: stands for. */
+/* What a message of IGMP or MLD says of its sender; 1 if it is an answer. Who asks
+ * is a router: it listens to all groups, which :: stands for. */
 static __noinline int learn(struct __sk_buff *skb, const struct inet *p, const struct speaker *s)
 {
 	__u8 type = p->icmp_type;
+	struct speaker network = { .vni = s->vni };
 	struct ip16 group = {};
 	bool v6 = p->family == 6;
 
@@ -99,21 +104,23 @@ static __noinline int learn(struct __sk_buff *skb, const struct inet *p, const s
 	case IGMP_QUERY:
 	case MLD_QUERY:
 		join(s, &group);
+		join(&network, &group);
 		return 0;
 	case IGMP3_REPORT:
 	case MLD2_REPORT:
-		return learn_records(skb, s, p->l4, v6);
+		learn_records(skb, s, p->l4, v6);
+		return 1;
 	case IGMP1_REPORT:
 	case IGMP2_REPORT:
 	case MLD1_REPORT:
 		if (load_group(skb, v6, p->l4 + (v6 ? 8 : 4), &group))
 			join(s, &group);
-		return 0;
+		return 1;
 	case IGMP2_LEAVE:
 	case MLD1_DONE:
 		if (load_group(skb, v6, p->l4 + (v6 ? 8 : 4), &group))
 			leave_group(s, &group);
-		return 0;
+		return 1;
 	}
 	return 0;
 }
@@ -128,14 +135,26 @@ static __always_inline bool is_asked_for(const struct inet *p)
 	       !is_igmp(p);
 }
 
+static __always_inline bool has_said(const struct listener_key *key, __u64 now)
+{
+	__u64 *at = bpf_map_lookup_elem(&listeners, key);
+
+	return at && now - READ_ONCE(*at) < LISTENS;
+}
+
+/* Where nobody asks, nobody repeats what he has said once: it holds for ever. */
 static __noinline bool listens(const struct speaker *to, const struct ip16 *group)
 {
 	struct listener_key key = { .vni = to->vni, .port = to->port, .host = to->host, .group = *group };
+	struct listener_key asking = { .vni = to->vni };
+	__u64 now = bpf_ktime_get_ns();
 
-	if (bpf_map_lookup_elem(&listeners, &key))
+	if (has_said(&key, now))
+		return true;
+	if (bpf_map_lookup_elem(&listeners, &key) && !has_said(&asking, now))
 		return true;
 	__builtin_memset(&key.group, 0, sizeof(key.group));
-	return bpf_map_lookup_elem(&listeners, &key) != NULL;
+	return has_said(&key, now);
 }
 
 /* One frame on its way to many. */
@@ -145,14 +164,18 @@ struct replication {
 	const struct cfg *c;
 	struct bum *list;
 	struct speaker from;
-	bool only_listeners;
+	struct ip16 group;
+	bool only_listeners; /* to group */
+	bool answer;
 };
 
 static __always_inline bool wants(const struct replication *r, __u32 port, __be32 host)
 {
 	struct speaker to = { .vni = r->from.vni, .port = port, .host = host };
 
-	return !r->only_listeners || listens(&to, &r->w->f.ip.dst);
+	if (r->answer && host)
+		return true; /* it has to learn as well */
+	return !r->only_listeners || listens(&to, &r->group);
 }
 
 static __always_inline enum reason send_copy(const struct replication *r, __u32 ifindex)
@@ -233,9 +256,12 @@ static __always_inline int replicate(struct __sk_buff *skb, struct work *w, cons
 	struct replication r = { .skb = skb, .w = w, .c = c, .list = list, .from = from };
 
 	if (list->flags & BUM_SNOOPING && is_ip(&w->f)) {
-		if (is_igmp(&w->f.ip) || is_mld(&w->f.ip))
-			learn(skb, &w->f.ip, &from);
-		r.only_listeners = is_asked_for(&w->f.ip);
+		/* Routers alone hear an answer: others of the group would keep theirs
+		 * back, and be forgotten. */
+		r.answer = (is_igmp(&w->f.ip) || is_mld(&w->f.ip)) && learn(skb, &w->f.ip, &from);
+		r.only_listeners = r.answer || is_asked_for(&w->f.ip);
+		if (!r.answer)
+			r.group = w->f.ip.dst;
 	}
 	bpf_loop(list->ports, copy_to_port, &r, 0);
 	if (!from.host && c->overlay)
