@@ -84,6 +84,7 @@ func TestTraceAndWhyOfAHost(t *testing.T) {
 			if got.Verdict != c.verdict || got.Reason != c.reason || got.Rule != c.rule || !slices.Equal(steps, c.steps) || got.TookNS <= 0 {
 				t.Errorf("%s: %s (%s) by rule %d, steps %q", c.words, got.Verdict, got.Reason, got.Rule, steps)
 			}
+			t.Logf("%s: %d ns", c.words, got.TookNS)
 			if n := count(); n != flows {
 				t.Errorf("%s: %d flows, before the trace %d", c.words, n, flows)
 			}

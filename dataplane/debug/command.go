@@ -51,7 +51,8 @@ func Command() *cobra.Command {
 func verb[T any](c *client, use, short, path string, print func(io.Writer, T)) *cobra.Command {
 	return &cobra.Command{
 		Use: use, Short: short, Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return show(c, cmd, path, print) },
+		Example: "  cairn debug " + use + "\n  cairn debug " + use + " --json",
+		RunE:    func(cmd *cobra.Command, _ []string) error { return show(c, cmd, path, print) },
 	}
 }
 

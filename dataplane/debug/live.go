@@ -146,7 +146,7 @@ func (c *client) trace() *cobra.Command {
 	var in, out bool
 	var flags string
 	cmd := &cobra.Command{
-		Use: "trace --port P [--in|--out] " + TupleUsage, Short: "What would become of a packet, without sending it",
+		Use: "trace --port P [--in|--out] PACKET", Short: "What would become of a packet, without sending it",
 		Long: "Follows a packet through the programs and the live maps of this host, and changes nothing: no flow, no counter.\n" +
 			"A packet is written as " + TupleUsage + ",\nas it comes to the host: towards a service it is for the VIP.",
 		Example: "  cairn debug trace --port 12 --in tcp 192.0.2.7:40000 198.51.100.5:22\n" +
@@ -185,7 +185,7 @@ func (c *client) trace() *cobra.Command {
 func (c *client) why() *cobra.Command {
 	var port uint32
 	cmd := &cobra.Command{
-		Use: "why " + TupleUsage, Short: "Why a flow lives, or why its first packet is refused",
+		Use: "why PACKET", Short: "Why a flow lives, or why its first packet is refused",
 		Long: "Tells which rule has admitted a flow that lives at a port here, and what the port's policy says to a first packet\n" +
 			"of it: by which rule it is admitted, or which rules come nearest and in what they differ.\n" +
 			"A packet is written as the port's instance has it: " + TupleUsage + ".",

@@ -311,3 +311,18 @@ func TestDescribeFrame(t *testing.T) {
 		}
 	}
 }
+
+func TestEveryVerbExplainsItself(t *testing.T) {
+	verbs := Command().Commands()
+	if len(verbs) < 8 {
+		t.Errorf("%d verbs", len(verbs))
+	}
+	for _, v := range verbs {
+		if !strings.Contains(v.Example, "cairn debug "+v.Name()) || v.Short == "" {
+			t.Errorf("%s: %q, example %q", v.Name(), v.Short, v.Example)
+		}
+		if v.InheritedFlags().Lookup("json") == nil {
+			t.Errorf("%s has no --json", v.Name())
+		}
+	}
+}

@@ -81,13 +81,13 @@ func parseEnd(field, s string, port bool) (netip.AddrPort, error) {
 	if !port {
 		a, err := netip.ParseAddr(s)
 		if err != nil {
-			return netip.AddrPort{}, fmt.Errorf("%s: %w", field, err)
+			return netip.AddrPort{}, fmt.Errorf("%s %q: %w", field, s, err)
 		}
 		return netip.AddrPortFrom(a.Unmap(), 0), nil
 	}
 	a, err := netip.ParseAddrPort(s)
 	if err != nil {
-		return netip.AddrPort{}, fmt.Errorf("%s: %w", field, err)
+		return netip.AddrPort{}, fmt.Errorf("%s %q: %w", field, s, err)
 	}
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()), nil
 }
