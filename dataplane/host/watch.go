@@ -74,7 +74,7 @@ func (h *Host) Drops(ctx context.Context, filter DropFilter, each func(*bpf.Even
 	if err := h.askForDrops(&filter, true); err != nil {
 		return fmt.Errorf("watch drops: %w", err)
 	}
-	defer h.askForDrops(&filter, false) //nolint:errcheck // it ends by itself
+	defer func() { _ = h.askForDrops(&filter, false) }() // it ends by itself
 	if err := each(nil, EventLoss{}); err != nil {
 		return err
 	}
@@ -180,7 +180,7 @@ func (h *Host) captureFrames(ctx context.Context, port uint32, size int, each fu
 	if err := ask(time.Now().Add(watchFor)); err != nil {
 		return err
 	}
-	defer ask(time.Time{}) //nolint:errcheck // it ends by itself
+	defer func() { _ = ask(time.Time{}) }() // it ends by itself
 	if err := each(nil, 0); err != nil {
 		return err
 	}
