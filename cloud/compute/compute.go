@@ -42,6 +42,9 @@ type Spec struct {
 	Generation uint64           // of the item this Spec came from
 	Zone       string           // handed to the workload
 
+	Address6 netip.Addr `json:",omitzero"` // the public IPv6 address, a /128 on eth0; none: eth0 speaks no IPv6
+	Gateway6 netip.Addr `json:",omitzero"` // its router, link-local, answered by the port's program
+
 	Networks []Interface `json:",omitempty"` // in private networks; they come and go while it runs
 }
 

@@ -34,6 +34,8 @@ type nic struct {
 	alias   string
 	address netip.Addr // none in a private network: the guest's matter
 	gateway netip.Addr
+
+	address6, gateway6 netip.Addr // none: the link speaks no IPv6
 }
 
 // nics are the interfaces that a Spec asks for; names are the guest's names of
@@ -43,7 +45,7 @@ func nics(spec Spec, names map[uint32]string) []nic {
 	if spec.Port != 0 {
 		out = append(out, nic{
 			port: spec.Port, name: guestLink, mac: spec.MAC, mtu: orDefault(spec.MTU), up: spec.Running,
-			address: spec.Address, gateway: spec.Gateway,
+			address: spec.Address, gateway: spec.Gateway, address6: spec.Address6, gateway6: spec.Gateway6,
 		})
 	}
 	for _, i := range spec.Networks {
@@ -88,6 +90,9 @@ func wire(namespace string, spec Spec, names map[uint32]string) error {
 	}
 	defer guest.Close()
 	if err := inNamespace(namespace, func() error {
+		if spec.Address6.IsValid() {
+			return withoutIPv6("default") // "all" would take the addresses of the link that has some
+		}
 		return errors.Join(withoutIPv6("all"), withoutIPv6("default"))
 	}); err != nil {
 		return fmt.Errorf("turn IPv6 off in %s: %w", namespace, err)
@@ -194,7 +199,7 @@ func setGuestEnd(namespace string, guest *netlink.Handle, n nic) error {
 		return err
 	}
 	if n.name == guestLink {
-		if err := setAddress(guest, link, n.address); err != nil {
+		if err := setAddress(guest, link, netlink.FAMILY_V4, n.address); err != nil {
 			return err
 		}
 	}
@@ -204,12 +209,20 @@ func setGuestEnd(namespace string, guest *netlink.Handle, n nic) error {
 	if err := guest.LinkSetUp(link); err != nil {
 		return fmt.Errorf("up: %w", err)
 	}
-	return setDefaultRoute(guest, link, n)
+	if n.address6.IsValid() { // it goes when the link does, so it comes after it
+		if err := inNamespace(namespace, func() error { return withIPv6(n.name) }); err != nil {
+			return fmt.Errorf("turn IPv6 on: %w", err)
+		}
+		if err := setAddress(guest, link, netlink.FAMILY_V6, n.address6); err != nil {
+			return err
+		}
+	}
+	return errors.Join(setDefaultRoute(guest, link, n.address, n.gateway), setDefaultRoute(guest, link, n.address6, n.gateway6))
 }
 
-// setAddress makes the /32 the only IPv4 address of the link.
-func setAddress(guest *netlink.Handle, link netlink.Link, address netip.Addr) error {
-	have, err := guest.AddrList(link, netlink.FAMILY_V4)
+// setAddress makes the /32 or /128 the only address of its family on the link.
+func setAddress(guest *netlink.Handle, link netlink.Link, family int, address netip.Addr) error {
+	have, err := guest.AddrList(link, family)
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
@@ -227,27 +240,34 @@ func setAddress(guest *netlink.Handle, link netlink.Link, address netip.Addr) er
 		return nil
 	}
 	want := &netlink.Addr{IPNet: hostNet(address)}
+	if family == netlink.FAMILY_V6 {
+		want.Flags = unix.IFA_F_NODAD // the port lets nobody else have it
+	}
 	if err := guest.AddrAdd(link, want); err != nil {
 		return fmt.Errorf("add address %s: %w", address, err)
 	}
 	return nil
 }
 
-// setDefaultRoute sends everything to the gateway, which is on no prefix of the
-// guest's: hence onlink.
-func setDefaultRoute(guest *netlink.Handle, link netlink.Link, n nic) error {
-	if !n.gateway.IsValid() || !n.address.IsValid() {
+// setDefaultRoute sends everything of a family to the gateway, which is on no
+// prefix of the guest's: hence onlink.
+func setDefaultRoute(guest *netlink.Handle, link netlink.Link, address, gateway netip.Addr) error {
+	if !gateway.IsValid() || !address.IsValid() {
 		return nil
+	}
+	all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	if address.Is6() {
+		all = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 	}
 	route := &netlink.Route{
 		LinkIndex: link.Attrs().Index,
-		Dst:       &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)},
-		Gw:        n.gateway.AsSlice(),
-		Src:       n.address.AsSlice(),
+		Dst:       &net.IPNet{IP: all.Addr().AsSlice(), Mask: net.CIDRMask(0, all.Addr().BitLen())},
+		Gw:        gateway.AsSlice(),
+		Src:       address.AsSlice(),
 		Flags:     int(netlink.FLAG_ONLINK),
 	}
 	if err := guest.RouteReplace(route); err != nil {
-		return fmt.Errorf("default route by %s: %w", n.gateway, err)
+		return fmt.Errorf("default route by %s: %w", gateway, err)
 	}
 	return nil
 }
@@ -294,6 +314,18 @@ func withoutIPv6(link string) error {
 		return nil // a kernel without IPv6
 	}
 	return err
+}
+
+// withIPv6 turns IPv6 on, in the calling thread's namespace, for a link that is
+// given its one address: it makes none of its own and listens to no router.
+func withIPv6(link string) error {
+	for _, setting := range [][2]string{{"addr_gen_mode", "1"}, {"accept_ra", "0"}, {"dad_transmits", "0"}, {"disable_ipv6", "0"}} {
+		path := filepath.Join("/proc/sys/net/ipv6/conf", link, setting[0])
+		if err := os.WriteFile(path, []byte(setting[1]), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // withoutTxChecksum makes the link hand over packets with finished checksums:

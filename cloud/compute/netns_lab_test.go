@@ -307,6 +307,72 @@ func TestPrivateInterfacesComeAndGoWhileItRuns(t *testing.T) {
 	}
 }
 
+// addresses6 of a guest's link, link-local ones included, and the gateway of IPv6.
+func (h *host) addresses6(s Spec, link string) (addresses []string, gateway string) {
+	h.Helper()
+	guest, err := handleIn(h.namespaceOf(s))
+	if err != nil {
+		h.Fatal(err)
+	}
+	defer guest.Close()
+	l, err := guest.LinkByName(link)
+	if err != nil {
+		h.Fatal(err)
+	}
+	addrs, err := guest.AddrList(l, netlink.FAMILY_V6)
+	if err != nil {
+		h.Fatal(err)
+	}
+	for _, a := range addrs {
+		addresses = append(addresses, a.IPNet.String())
+	}
+	routes, err := guest.RouteList(l, netlink.FAMILY_V6)
+	if err != nil {
+		h.Fatal(err)
+	}
+	for _, r := range routes {
+		if r.Gw != nil {
+			gateway = r.Gw.String()
+		}
+	}
+	return addresses, gateway
+}
+
+// An IPv6 address comes, stays while the machine changes, and goes. Links without
+// one speak none.
+func TestAnIPv6AddressComesAndGoes(t *testing.T) {
+	h := newHost(t)
+	s := spec(1)
+	h.ensure(s)
+	if got, gw := h.addresses6(s, guestLink); len(got) != 0 || gw != "" {
+		t.Fatalf("without an IPv6 address it has %v by %s", got, gw)
+	}
+	s.Address6, s.Gateway6 = netip.MustParseAddr("2001:db8:1::1"), netip.MustParseAddr("fe80::cb:ff:fe00:1")
+	check := func(when string) {
+		t.Helper()
+		h.ensure(s)
+		if got, gw := h.addresses6(s, guestLink); len(got) != 1 || got[0] != "2001:db8:1::1/128" || gw != "fe80::cb:ff:fe00:1" {
+			t.Errorf("%s: %v by %s", when, got, gw)
+		}
+	}
+	check("given")
+	check("again")
+	s.Networks = []Interface{{Port: 7, MAC: net.HardwareAddr{2, 0xca, 0, 0, 0, 7}}}
+	check("with a private network")
+	if got, _ := h.addresses6(s, "eth1"); len(got) != 0 {
+		t.Errorf("the other link has %v", got)
+	}
+	s.Running = false
+	h.ensure(s)
+	s.Running = true
+	check("started again")
+	s.Address6, s.Gateway6 = netip.Addr{}, netip.Addr{}
+	h.ensure(s)
+	if got, gw := h.addresses6(s, guestLink); len(got) != 0 || gw != "" {
+		t.Errorf("taken away: %v by %s", got, gw)
+	}
+}
+
 func TestAMachineWithoutAPublicPort(t *testing.T) {
 	h := newHost(t)
 	s := spec(1)

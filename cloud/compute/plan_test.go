@@ -64,6 +64,8 @@ func TestHashSeesEveryFieldButTheGeneration(t *testing.T) {
 		"address": func(s *Spec) { s.Address = netip.MustParseAddr("198.51.100.2") },
 		"gateway": func(s *Spec) { s.Gateway = netip.MustParseAddr("169.254.0.2") }, "mtu": func(s *Spec) { s.MTU = 9000 },
 		"running": func(s *Spec) { s.Running = true }, "zone": func(s *Spec) { s.Zone = "z" },
+		"address6": func(s *Spec) { s.Address6 = netip.MustParseAddr("2001:db8::1") },
+		"gateway6": func(s *Spec) { s.Gateway6 = netip.MustParseAddr("fe80::1") },
 		"networks": func(s *Spec) { s.Networks = []Interface{{Port: 3}} },
 		"leased":   func(s *Spec) { s.Networks = []Interface{{Port: 3, Leased: true}} },
 	} {

@@ -50,7 +50,7 @@ type server struct {
 
 // run serves until ctx ends.
 func (s *server) run(ctx context.Context, web, echo string) error {
-	httpListener, err := net.Listen("tcp4", web)
+	httpListener, err := net.Listen("tcp", web) // IPv6, too, where the machine has any
 	if err != nil {
 		return err
 	}

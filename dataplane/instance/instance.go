@@ -18,8 +18,12 @@ import (
 	"cairn/dataplane/table"
 )
 
-// gateway of every instance, answered by its port's program.
-var gateway = netip.MustParseAddr("169.254.0.1")
+// The gateways of every instance, answered by its port's program: that of IPv6 is
+// what the gateway's MAC makes (RFC 4291, appendix A).
+var (
+	gateway  = netip.MustParseAddr("169.254.0.1")
+	gateway6 = netip.MustParseAddr("fe80::cb:ff:fe00:1")
+)
 
 // Want is one machine that should be, or why it cannot.
 type Want struct {
@@ -57,6 +61,9 @@ func (w *Want) public(view table.View) {
 		w.Fault = fmt.Sprintf("port %d has no IPv4 address", w.Spec.Port)
 	default:
 		w.Spec.MAC, w.Spec.Address, w.Spec.MTU = net.HardwareAddr(port.MAC[:]), port.Addresses[at], int(port.MTU)
+		if six := slices.IndexFunc(port.Addresses, netip.Addr.Is6); six >= 0 {
+			w.Spec.Address6, w.Spec.Gateway6 = port.Addresses[six], gateway6
+		}
 	}
 }
 

@@ -68,7 +68,8 @@ func TestWantedNeedsThePort(t *testing.T) {
 	got := Wanted(desired.View())
 	want := compute.Spec{
 		ID: "a", Port: 1, Name: "web", Driver: "netns", Command: "echo", MAC: net.HardwareAddr{2, 0xca, 0, 0, 0, 1},
-		Address: netip.MustParseAddr("198.51.100.1"), Gateway: netip.MustParseAddr("169.254.0.1"), MTU: 1500, Running: true, Generation: 4, Zone: "z",
+		Address: netip.MustParseAddr("198.51.100.1"), Gateway: netip.MustParseAddr("169.254.0.1"), MTU: 1500,
+		Address6: netip.MustParseAddr("2001:db8::1"), Gateway6: netip.MustParseAddr("fe80::cb:ff:fe00:1"), Running: true, Generation: 4, Zone: "z",
 	}
 	if got["a"].Fault != "" || got["a"].Spec.Hash() != want.Hash() || got["a"].Spec.Generation != 4 {
 		t.Errorf("a: %+v", got["a"])

@@ -30,6 +30,12 @@ func (l *Lab) Client(i int) Host {
 	return Host{Namespace: clientNamespace(l.state.Name, i), Address: address}
 }
 
+// Client6 is the same by its IPv6 address.
+func (l *Lab) Client6(i int) Host {
+	_, address := clientAddresses6(i)
+	return Host{clientNamespace(l.state.Name, i), address}
+}
+
 // Router is the machine between clients and hypervisors.
 func (l *Lab) Router() Host {
 	address, _ := clientAddresses(1)

@@ -186,7 +186,18 @@ func (e end) speakIPv6(h *netlink.Handle, link netlink.Link) error {
 	if err != nil {
 		return err
 	}
-	return h.AddrAdd(link, &netlink.Addr{IPNet: ipNet(e.address6), Flags: unix.IFA_F_NODAD})
+	for _, p := range []netip.Prefix{netip.PrefixFrom(linkLocal(link.Attrs().HardwareAddr), 64), e.address6} {
+		if err := h.AddrAdd(link, &netlink.Addr{IPNet: ipNet(p), Flags: unix.IFA_F_NODAD}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// linkLocal is the address that a MAC makes (RFC 4291, appendix A). Without one
+// the kernel asks no neighbour on behalf of a packet that it only forwards.
+func linkLocal(mac net.HardwareAddr) netip.Addr {
+	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]})
 }
 
 func hasIPv6() bool {

@@ -91,7 +91,7 @@ func clientNamespace(lab string, i int) string {
 // ownNamespace matches every namespace that a lab of this name can have, those
 // of its instances included.
 func ownNamespace(lab string) *regexp.Regexp {
-	return regexp.MustCompile(`^` + regexp.QuoteMeta(lab) + `-(ctl|rtr|cli[0-9]+|hv[0-9]+(-(i[0-9]+|svc))?)$`)
+	return regexp.MustCompile(`^` + regexp.QuoteMeta(lab) + `-(ctl|rtr|cli[0-9]+|hv[0-9]+(-(i[0-9]+|n[0-9a-f]{8}|svc))?)$`)
 }
 
 // uplinkAddresses gives both addresses of a hypervisor's /31, counted from 1.
@@ -150,8 +150,8 @@ func plan(lab string, hypervisors, clients int) topology {
 		for _, key := range []string{"ipv6/conf/all/disable_ipv6", "ipv6/conf/default/disable_ipv6"} {
 			t.sysctls = append(t.sysctls, sysctl{ns, key, "1"})
 		}
-		// A link that has an IPv6 address has that one alone, at once, and says
-		// little by itself: packets are counted.
+		// A link that has an IPv6 address has that one and a link-local one, at
+		// once, and says little by itself: packets are counted.
 		for key, value := range map[string]string{"addr_gen_mode": "1", "accept_ra": "0", "accept_dad": "0", "dad_transmits": "0"} {
 			t.sysctls = append(t.sysctls, sysctl{ns, "ipv6/conf/default/" + key, value})
 		}

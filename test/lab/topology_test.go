@@ -89,8 +89,8 @@ func TestWhereXDPPassesAndChecksumsAreFinished(t *testing.T) {
 
 func TestOnlyOwnNamespacesMatch(t *testing.T) {
 	for name, own := range map[string]bool{
-		"a-ctl": true, "a-rtr": true, "a-hv1": true, "a-hv12-i4000000001": true, "a-cli3": true,
-		"a": false, "ab-ctl": false, "a-b-ctl": false, "a-hv1-ctl": false, "a-hv": false, "a-hv1-i": false, "b-hv1": false, "a-ctl2": false,
+		"a-ctl": true, "a-rtr": true, "a-hv1": true, "a-hv12-i4000000001": true, "a-hv1-n87ed078d": true, "a-cli3": true,
+		"a": false, "ab-ctl": false, "a-b-ctl": false, "a-hv1-ctl": false, "a-hv": false, "a-hv1-i": false, "a-hv1-n87": false, "b-hv1": false, "a-ctl2": false,
 	} {
 		if got := ownNamespace("a").MatchString(name); got != own {
 			t.Errorf("namespace %s belongs to lab a: %t, want %t", name, got, own)

@@ -32,7 +32,11 @@ type Answer struct {
 // port (0: any) and reads the answer.
 func Ask(ctx context.Context, from lab.Host, port int, to netip.AddrPort) (Answer, error) {
 	var a Answer
-	conn, err := from.DialFrom(ctx, "tcp4", port, to.String())
+	network := "tcp4"
+	if to.Addr().Is6() {
+		network = "tcp6"
+	}
+	conn, err := from.DialFrom(ctx, network, port, to.String())
 	if err != nil {
 		return a, err
 	}
