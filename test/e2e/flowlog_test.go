@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +20,7 @@ import (
 
 	"cairn/cloud"
 	"cairn/cloud/client"
+	"cairn/cloud/meter"
 	"cairn/controlplane/eventlog"
 	"cairn/controlplane/store"
 	"cairn/controlplane/tenant"
@@ -49,6 +51,7 @@ func TestFlowLogAndUsage(t *testing.T) {
 	t.Run("usage is what was sent", l.counts)
 	t.Run("others read nothing", l.isPrivate)
 	t.Run("the agent is killed", l.outlivesTheAgent)
+	t.Run("cairnd is killed", l.outlivesTheControlPlane)
 }
 
 func newLogged(t *testing.T) *logged {
@@ -186,15 +189,19 @@ func (l *logged) events(t *testing.T, kind eventlog.Kind) (out []eventlog.Event)
 	}
 }
 
-// used is the sum of all windows.
+// used is the sum of all windows. A cairnd that was killed may tell one again: as it
+// was, and under the same id.
 func (l *logged) used(t *testing.T) (in, out, packets uint64) {
 	t.Helper()
-	seen := map[string]bool{}
+	seen := map[string]meter.Usage{}
 	for _, e := range l.events(t, eventlog.Usage) {
-		if seen[e.ID] {
-			t.Errorf("window %s is told twice", e.Usage.Start)
+		if had, again := seen[e.ID]; again {
+			if had != *e.Usage {
+				t.Fatalf("window %s is told as %+v and as %+v", e.Usage.Start, had, *e.Usage)
+			}
+			continue
 		}
-		seen[e.ID] = true
+		seen[e.ID] = *e.Usage
 		in, out, packets = in+e.Usage.BytesIn, out+e.Usage.BytesOut, packets+e.Usage.PacketsIn
 	}
 	return in, out, packets
@@ -235,6 +242,7 @@ func (l *logged) counts(t *testing.T) {
 		return nil
 	})
 	t.Logf("usage in=%d out=%d packets=%d", in, out, packets)
+	must(t, "kill cairnd", l.Control().Restart())
 	now := l.quiet(t)
 	if got, want := now, [3]uint64{quiet[0] + in, quiet[1] + out, quiet[2] + packets}; got != want {
 		t.Errorf("later %v, want %v", got, want)
@@ -329,5 +337,31 @@ func (l *logged) outlivesTheAgent(t *testing.T) {
 	t.Logf("opened %d flows=%d lost=%d", 3*each, told, lost()-before)
 	if told < 2*each {
 		t.Errorf("%d of %d flows are in the log", told, 3*each)
+	}
+}
+
+// outlivesTheControlPlane: what was logged stays, and it goes on.
+func (l *logged) outlivesTheControlPlane(t *testing.T) {
+	const port = 22000
+	must(t, "ask", l.ask(port))
+	l.find(t, "before", func(f cloud.Flow) bool { return f.SourcePort == port })
+	before, err := l.flows(l.api, "limit=1000")
+	must(t, "read", err)
+	must(t, "kill cairnd", l.Control().Restart())
+	must(t, "ask", l.ask(port+1)) // while it is away
+	after := cloud.FlowList{}
+	lab.Eventually(t, "the flow from while it was away", 15*time.Second, func() (err error) {
+		after, err = l.flows(l.api, fmt.Sprintf("from=%d", before.Next))
+		if err == nil && len(after.Flows) == 0 {
+			err = errors.New("no more flows")
+		}
+		return err
+	})
+	if f := after.Flows[0]; f.Offset < before.Next || f.SourcePort != port+1 {
+		t.Errorf("behind %d: %+v", before.Next, f)
+	}
+	again, err := l.flows(l.api, fmt.Sprintf("from=%d&limit=%d", before.Flows[0].Offset, len(before.Flows)))
+	if err != nil || !slices.EqualFunc(again.Flows, before.Flows, func(a, b cloud.Flow) bool { return a.Offset == b.Offset && a.At.Equal(b.At) }) {
+		t.Errorf("%d flows before, now %d, %v", len(before.Flows), len(again.Flows), err)
 	}
 }
