@@ -3,7 +3,7 @@
 # Debian 12, Go and root: they install the packages they need themselves.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build check pure program lab crash long fuzz mutants bench-port bench-ports bench-flood bench-upgrade bench-vm bench-propagation bench-eventlog race generate format sweep
+.PHONY: help demo test build check pure program lab crash long fuzz mutants bench-port bench-ports bench-flood bench-upgrade bench-vm bench-propagation bench-nlb bench-eventlog race generate format sweep
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ bench-vm: ## TCP between machines with TAPs on two hypervisors, beside bridge an
 bench-propagation: ## how long a rule takes to 100 simulated and 3 real agents
 	@scripts/build.sh
 	@CGO_ENABLED=0 go run ./test/bench/propagation
+
+bench-nlb: ## time the program of an LB node beside its floor, for one flow and for half a million
+	@CGO_ENABLED=0 go run ./test/bench/nlb
 
 race: ## the pure ring with the race detector throughout (half an hour)
 	CGO_ENABLED=1 go test -race -timeout 60m ./...

@@ -46,6 +46,9 @@ func (f Figure) String() string {
 // Ratio of two figures' lower quartiles.
 func Ratio(f, to Figure) float64 { return f.P25 / to.P25 }
 
+// headFast is how much of a frame the XDP driver restores, always: HEAD_FAST.
+const headFast = 64
+
 // Driver holds the driver's programs and maps.
 type Driver struct{ objects driveObjects }
 
@@ -143,8 +146,11 @@ func (d *Driver) prepare(p *ebpf.Program, s Shape) (*ebpf.Program, error) {
 		array, drive = d.objects.UnderTestXdp, d.objects.DriveXdp
 	}
 	shape := driveShape{
-		Length: uint32(s.Head), AddressAt: uint32(s.AddressAt), Addresses: s.Addresses,
+		Whole: uint32(len(s.Frame)), Length: uint32(s.Head), AddressAt: uint32(s.AddressAt), Addresses: s.Addresses,
 		PortAt: uint32(s.PortAt), Ports: s.Ports, Note: s.Note,
+	}
+	if p.Type() == ebpf.XDP && s.Head < headFast {
+		return nil, fmt.Errorf("frame of %d bytes: the driver of XDP restores %d", len(s.Frame), headFast)
 	}
 	if s.Head > len(shape.Head) || s.Head > len(s.Frame) || s.AddressAt+4 > s.Head || s.PortAt+2 > s.Head {
 		return nil, fmt.Errorf("frame of %d bytes, %d of them restored: the driver cannot vary it", len(s.Frame), s.Head)

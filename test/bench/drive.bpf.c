@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //go:build ignore
 
+#include <stdbool.h>
 #include <linux/bpf.h>
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_helpers.h>
@@ -19,6 +20,7 @@
  * are in wire order.
  */
 struct shape {
+	__u32 whole;  /* bytes of a frame */
 	__u32 length; /* of head */
 	__u32 address_at;
 	__u32 address;
@@ -28,7 +30,7 @@ struct shape {
 	__u32 ports;
 	__u32 in_turn; /* each flow once, from next on; else at random */
 	__u32 note[4]; /* what XDP would have noted: skb->cb */
-	__u8 head[HEAD_MAX];
+	__u8 head[HEAD_MAX] __attribute__((aligned(8)));
 };
 
 /* Written by the benchmark before a run. One record. */
@@ -129,22 +131,68 @@ int floor_tc(struct __sk_buff *skb)
 	return TC_ACT_OK;
 }
 
+/* Undo what the program before has put in front of the frame or taken off. */
+static __always_inline bool restore_room(struct xdp_md *xdp, __u32 whole)
+{
+	void *data = (void *)(long)xdp->data;
+	long meta = data - (void *)(long)xdp->data_meta;
+	long more = (void *)(long)xdp->data_end - data - whole;
+
+	if (meta && bpf_xdp_adjust_meta(xdp, meta))
+		return false;
+	return !more || !bpf_xdp_adjust_head(xdp, more);
+}
+
+/* size bytes of the frame from at on, or NULL. */
+static __always_inline void *bytes_at(struct xdp_md *xdp, __u32 at, __u32 size)
+{
+	void *p = (void *)(long)xdp->data + (at & (HEAD_MAX - 1));
+
+	return p + size <= (void *)(long)xdp->data_end ? p : NULL;
+}
+
+/* As next_flow, without a division or a call for flows at random: what is timed
+ * costs little more than this. */
+static __always_inline void next_flow_fast(const struct shape *s, __u32 *address, __u16 *port)
+{
+	__u64 *n = bpf_map_lookup_elem(&made, &only), mixed;
+
+	if (!n)
+		return;
+	if (s->in_turn)
+		return next_flow(s, address, port);
+	(*n)++;
+	mixed = *n * 0x9e3779b97f4a7c15ULL;
+	mixed ^= mixed >> 29;
+	mixed *= 0xbf58476d1ce4e5b9ULL;
+	*address = __builtin_bswap32(s->address + (((mixed >> 32) * s->addresses) >> 32));
+	*port = __builtin_bswap16(s->port + (((mixed & 0xffffffff) * s->ports) >> 32));
+}
+
+#define HEAD_FAST 64 /* as much of a frame as drive_xdp restores */
+
 SEC("xdp")
 int drive_xdp(struct xdp_md *xdp)
 {
 	struct shape *s = bpf_map_lookup_elem(&shapes, &only);
-	__u32 address = 0, length;
-	__u16 port = 0;
+	__u32 address = 0, *address_at;
+	__u16 port = 0, *port_at;
+	__u64 *head;
 
-	if (!s)
+	if (!s || !restore_room(xdp, s->whole))
 		return XDP_ABORTED;
-	length = s->length;
-	if (!length || length > HEAD_MAX)
+	head = bytes_at(xdp, 0, HEAD_FAST);
+	if (!head)
 		return XDP_ABORTED;
-	next_flow(s, &address, &port);
-	bpf_xdp_store_bytes(xdp, 0, s->head, length);
-	bpf_xdp_store_bytes(xdp, s->address_at, &address, sizeof(address));
-	bpf_xdp_store_bytes(xdp, s->port_at, &port, sizeof(port));
+	for (int i = 0; i < HEAD_FAST / 8; i++)
+		head[i] = ((__u64 *)s->head)[i];
+	next_flow_fast(s, &address, &port);
+	address_at = bytes_at(xdp, s->address_at, sizeof(address));
+	port_at = bytes_at(xdp, s->port_at, sizeof(port));
+	if (!address_at || !port_at)
+		return XDP_ABORTED;
+	*address_at = address;
+	*port_at = port;
 	bpf_tail_call(xdp, &under_test_xdp, 0);
 	miss();
 	return XDP_ABORTED;

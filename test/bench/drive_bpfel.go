@@ -15,6 +15,7 @@ import (
 
 type driveShape struct {
 	_         structs.HostLayout
+	Whole     uint32
 	Length    uint32
 	AddressAt uint32
 	Address   uint32
@@ -24,6 +25,7 @@ type driveShape struct {
 	Ports     uint32
 	InTurn    uint32
 	Note      [4]uint32
+	_         [4]byte
 	Head      [128]uint8
 }
 
