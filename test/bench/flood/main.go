@@ -161,8 +161,8 @@ func moved(before, after map[bpf.Reason]uint64) map[bpf.Reason]uint64 {
 }
 
 // tell what was offered and what became of it. What was not processed found the
-// queue of the link full, in front of all programs, as may a packet of anybody
-// else. Packets of the connections are among those processed.
+// generator's queue of the link full, in front of all programs. Packets of the
+// connections are among those processed.
 func (b *floodBench) tell(f flood, sent uint64, took time.Duration, by map[bpf.Reason]uint64) {
 	rate := func(n uint64) float64 { return float64(n) / took.Seconds() / 1e6 }
 	b.Title("%s, %.1f s", f.name, took.Seconds())

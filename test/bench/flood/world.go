@@ -6,7 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -80,7 +84,14 @@ func newWorld(folder string, server func(*rig.Guest) (func() error, error)) (_ *
 			err = errors.Join(err, w.rig.Close())
 		}
 	}()
-	if w.hypervisor, err = w.rig.Hypervisor(2); err != nil {
+	// The generator uses the queue of the CPU that it runs on; people have one of
+	// their own, else it were the link's queue that is measured.
+	people := runtime.NumCPU()
+	if w.hypervisor, err = w.rig.Hypervisor(people + 1); err != nil {
+		return nil, err
+	}
+	err = w.rig.Wire().Do(func() error { return useQueue(w.hypervisor.RouterDevice(), people) })
+	if err != nil {
 		return nil, err
 	}
 	if w.target, err = w.hypervisor.Guest(flooded, netip.MustParsePrefix("198.51.100.1/32")); err != nil {
@@ -148,6 +159,29 @@ func (w *world) wireClients() (err error) {
 				netlink.RouteAdd(&netlink.Route{Dst: rig.IPNet(instances), Gw: w.hypervisor.Config.Endpoint.AsSlice()}),
 				netlink.RouteAdd(&netlink.Route{Dst: rig.IPNet(forged), Type: unix.RTN_BLACKHOLE}))
 		}))
+}
+
+// useQueue has what the stack sends to a device of the thread's namespace leave by
+// one queue.
+func useQueue(device string, queue int) error {
+	const queueMapping = 12 // in struct __sk_buff
+	l, err := netlink.LinkByName(device)
+	if err != nil {
+		return err
+	}
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "flood_queue", Type: ebpf.SchedCLS, License: "Apache-2.0",
+		Instructions: asm.Instructions{
+			asm.Mov.Imm(asm.R2, int32(queue+1)), // as if received by that one: 0 is none
+			asm.StoreMem(asm.R1, queueMapping, asm.R2, asm.Word),
+			asm.Mov.Imm(asm.R0, -1 /* TCX_NEXT */), asm.Return(),
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("load the program that chooses a queue: %w", err)
+	}
+	defer prog.Close() // the device holds it
+	return link.RawAttachProgram(link.RawAttachProgramOptions{Target: l.Attrs().Index, Program: prog, Attach: ebpf.AttachTCXEgress})
 }
 
 // spray the flood, each packet another source, until it is told to stop. The
