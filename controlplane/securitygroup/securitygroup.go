@@ -16,6 +16,7 @@ import (
 	"cairn/cloud"
 	"cairn/controlplane/api"
 	"cairn/controlplane/operation"
+	"cairn/controlplane/replica"
 	"cairn/controlplane/store"
 )
 
@@ -231,6 +232,10 @@ func (sg groups) deleteRule(ctx context.Context, c api.Call) (any, error) {
 			plan, err := update(tx, op, d, true)
 			if err != nil || plan.Done || r.SecurityGroup == nil {
 				return plan, err
+			}
+			// As long as another rule names the group, its members stay known.
+			if slices.Contains(replica.Peers(d.Body), r.SecurityGroup.ID) {
+				return plan, nil
 			}
 			lost := newShed(tx)
 			err = lost.peer(r.SecurityGroup.ID)
