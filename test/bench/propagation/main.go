@@ -84,12 +84,14 @@ func (b *propagationBench) run(parent context.Context, folder string) (err error
 		return err
 	}
 	var last, simulated, real, answered bench.Durations
-	for n := range b.changes + 5 {
+	const warm = 6                        // caches and pages
+	for n := range warm + b.changes/2*2 { // a rule comes, and goes
+
 		t, err := b.change(ctx, n)
 		if err != nil {
 			return fmt.Errorf("change %d: %w", n+1, err)
 		}
-		if n < 5 { // caches and pages
+		if n < warm {
 			continue
 		}
 		simulated, real, answered = append(simulated, t.simulated), append(real, t.real), append(answered, t.answered)
@@ -100,9 +102,33 @@ func (b *propagationBench) run(parent context.Context, folder string) (err error
 	b.Note("%d agents, written to their maps:    %s", b.real, real)
 	b.Note("all of them:                        %s", last)
 	b.Note("the customer, told of success:      %s", answered)
+	if err := b.first(ctx); err != nil {
+		return fmt.Errorf("the only rule: %w", err)
+	}
 	ms := func(p int) float64 { return float64(last.Percentile(p)) / float64(time.Millisecond) }
 	b.Bar("a rule is in force everywhere, p50 ms", ms(50), barP50)
 	b.Bar("a rule is in force everywhere, p99 ms", ms(99), barP99)
+	return nil
+}
+
+// first takes the last rule that names the group away, so that all hosts forget
+// its members, and adds it again: what that takes has no bar.
+func (b *propagationBench) first(ctx context.Context) error {
+	remove, err := b.removal(ctx, 22)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	if err := remove(); err != nil {
+		return err
+	}
+	forgotten := time.Since(began)
+	began = time.Now()
+	if err := b.addRule(ctx, 22); err != nil {
+		return err
+	}
+	b.Note("the last rule that names the group goes, all forget %d members: %.1f s; the first one comes, all learn them: %.1f s",
+		b.members, forgotten.Seconds(), time.Since(began).Seconds())
 	return nil
 }
 
