@@ -13,12 +13,11 @@ import (
 )
 
 const (
-	clientAddr6 = "2001:db8:c::9"
-	vmAddr6     = "2001:db8:5::5"
-	gateway6    = "fe80::cc:ff:fe00:1" // of gwMAC
+	vmAddr6  = "2001:db8:5::5"
+	gateway6 = "fe80::cc:ff:fe00:1" // of gwMAC
 )
 
-// wire6 gives the client, the uplink and the VM IPv6: each link one address, and
+// wire6 gives the router, who is the client, the uplink and the VM IPv6: each link one address, and
 // none of the link's own.
 func (b *bench) wire6() {
 	b.Helper()
@@ -39,11 +38,9 @@ func (b *bench) wire6() {
 		ip("route", "add", "default", "via", "2001:db8:64::", "dev", "up0"),
 	)
 	on("cbpf-rtr", "r0")
-	on("cbpf-rtr", "lo")
 	b.all("cbpf-rtr",
 		ip("addr", "add", "2001:db8:64::/127", "dev", "r0", "nodad"),
-		ip("addr", "add", clientAddr6+"/128", "dev", "lo"),
-		ip("route", "add", vmAddr6+"/128", "via", "2001:db8:64::1", "src", clientAddr6),
+		ip("route", "add", vmAddr6+"/128", "via", "2001:db8:64::1"),
 	)
 	on("cbpf-vm", "eth0")
 	b.all("cbpf-vm",
@@ -62,7 +59,7 @@ func TestConnectionOverIPv6(t *testing.T) {
 	programMaps(t, h, b.cp5, true)
 	must(t, h.Maps.AddrOk.Put(bpf.AddrKey{Port: port5, Ip: ip16(vmAddr6)}, uint32(0)))
 	must(t, h.Maps.AddrPort.Put(ip16(vmAddr6), port5))
-	p := netip.MustParsePrefix("2001:db8:c::/48")
+	p := netip.MustParsePrefix("2001:db8:64::/48")
 	must(t, h.Maps.Cidr.Put(bpf.CidrKey{Bits: bpf.PrefixBits(p, 32), Policy: 1, Ip: bpf.IP16(p.Addr())}, uint32(1)))
 	clients := b.serve("[" + vmAddr6 + "]:8080")
 	conn, err := b.dial("cbpf-rtr", "tcp", "["+vmAddr6+"]:8080")
