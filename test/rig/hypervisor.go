@@ -162,6 +162,9 @@ func (h *Hypervisor) Hold(items ...wire.Item) error {
 	})
 }
 
+// Know brings items to the tables and programs nothing: that is for an agent.
+func (h *Hypervisor) Know(items ...wire.Item) error { return h.tell(items) }
+
 // View of what the tables hold.
 func (h *Hypervisor) View() table.View { return h.table.View() }
 
