@@ -68,6 +68,27 @@ static __always_inline bool is_too_big(struct __sk_buff *skb, const struct frame
 	return f->ip.length > pc->mtu;
 }
 
+#define FORGET 400 /* bytes in which the start of a checksum lies: all headers, also those in a tunnel of a guest's */
+
+/*
+ * Leave size bytes, to be written over. GRO and the guests' own offloads leave a
+ * checksum to the device, from an offset on that holds for the packet and not for
+ * what is written over it. The kernel forgets that when what it starts at is
+ * taken away, so the front goes, and not the end alone; else who computes
+ * checksums in software would write one into the answer.
+ */
+static __always_inline long shorten(struct __sk_buff *skb, __u32 size)
+{
+	__u32 front = skb->len - size;
+
+	if (skb->len <= size)
+		return -1;
+	if (front > FORGET)
+		front = FORGET;
+	return bpf_skb_change_tail(skb, size + front, 0)
+		       ?: bpf_skb_adjust_room(skb, -(__s32)front, BPF_ADJ_ROOM_MAC, 0);
+}
+
 static __always_inline void turn_ethernet(struct ethhdr *eth, const struct frame *f)
 {
 	__builtin_memcpy(eth->h_dest, f->src, ETH_ALEN);
@@ -92,7 +113,7 @@ static __always_inline long write_too_big4(struct __sk_buff *skb, struct too_big
 	b->ip.check = ip_csum(&b->ip);
 	b->icmp = (struct too_big){ .type = ICMP_UNREACHABLE, .code = ICMP_FRAG_NEEDED, .mtu = bpf_htons(mtu) };
 	b->icmp.checksum = ~csum_fold(bpf_csum_diff(NULL, 0, (__be32 *)&b->icmp, message, 0));
-	return bpf_skb_change_tail(skb, size, 0) ?: bpf_skb_store_bytes(skb, 0, &b->eth, size, 0);
+	return shorten(skb, size) ?: bpf_skb_store_bytes(skb, 0, &b->eth, size, 0);
 }
 
 static __always_inline long write_too_big6(struct __sk_buff *skb, struct too_big6 *b, const struct frame *f, __u32 mtu)
@@ -111,7 +132,7 @@ static __always_inline long write_too_big6(struct __sk_buff *skb, struct too_big
 	b->icmp = (struct too_big){ .type = ICMP6_TOO_BIG, .mtu = bpf_htons(mtu) };
 	b->icmp.checksum = ~csum_fold(bpf_csum_diff(NULL, 0, (__be32 *)&b->ip.saddr, 32 + message,
 						    bpf_htonl(message) + bpf_htonl(IPPROTO_ICMPV6)));
-	return bpf_skb_change_tail(skb, size, 0) ?: bpf_skb_store_bytes(skb, 0, &b->eth, size, 0);
+	return shorten(skb, size) ?: bpf_skb_store_bytes(skb, 0, &b->eth, size, 0);
 }
 
 /* An error about an error would never end, nor one about what went to many. */
