@@ -51,3 +51,19 @@ func TestPortSendsWithinItsRate(t *testing.T) {
 		})
 	}
 }
+
+// What was used up at a low rate takes long to fill at that rate, and none of it
+// holds a port back that has been given a higher one.
+func TestHigherRateCountsAtOnce(t *testing.T) {
+	w := newWorld(t)
+	w.edit(port5, func(c *bpf.PortCfg) { c.RateFrom = 1_000_000_000 })
+	w.put("pace", port5, &bpf.Pace{Sent: now() + uint64(time.Minute)}) // 256 KiB at 4 KB/s
+	p := packet.UDP(addr5+":999", "9.9.9.9:53").Payload(make([]byte, 1000)).MACs(mac5, gatewayMAC).Bytes()
+	until := time.Now().Add(10 * time.Second)
+	for w.reasons()[bpf.ReasonToUplink] == 0 {
+		if time.Now().After(until) {
+			t.Fatalf("nothing goes: %v", w.reasons())
+		}
+		w.tc("vm_in", p, skb{})
+	}
+}

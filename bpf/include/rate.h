@@ -27,8 +27,12 @@ static __noinline bool within_rate(__u32 port, __u64 rate, __u64 bytes)
 	if (burst < RATE_BURST)
 		burst = RATE_BURST;
 	full = READ_ONCE(p->sent);
-	if (full > now && full - now >= burst)
+	if (full > now && full - now >= burst) {
+		/* No packet overdraws by so much: it was a lower rate's bucket. */
+		if (full - now >= 2 * burst && !trace)
+			__sync_val_compare_and_swap(&p->sent, full, now + burst);
 		return false;
+	}
 	if (trace)
 		return true;
 	if (full > now || __sync_val_compare_and_swap(&p->sent, full, now + cost) != full)
