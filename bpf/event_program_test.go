@@ -278,6 +278,29 @@ func TestLostEventsAreCounted(t *testing.T) {
 	}
 }
 
+// Who sends a port what it refuses, all the time, does not keep its flows from
+// being told.
+func TestRefusedPacketsLeaveRoomForFlows(t *testing.T) {
+	w := newWorld(t)
+	w.admit(web)
+	w.logFlows(port5)
+	half := make([]bpf.PortStat, ebpf.MustPossibleCPU())
+	for i := range half {
+		half[i].Due = now() + uint64(700*time.Millisecond)
+	}
+	w.put("port_stat", port5, half)
+	events := w.told(func() {
+		w.refused(packet.TCP(client, addr5+":81").SYN(), skb{}, bpf.ReasonPolicyIn)
+		w.into(packet.TCP(client, addr5+":8080").SYN(), skb{})
+	})
+	if len(events) != 1 || events[0].Kind != bpf.EventOpened {
+		t.Errorf("told of %+v, want the flow alone", events)
+	}
+	if got := w.eventStat(); got != (bpf.EventStat{Told: 1, Muted: 1}) {
+		t.Errorf("counted %+v", got)
+	}
+}
+
 func (w *world) eventStat() (sum bpf.EventStat) {
 	w.Helper()
 	var perCPU []bpf.EventStat

@@ -12,9 +12,13 @@
 
 #define EVENTS_PER_SECOND 1000 /* of a port and CPU; a second's worth at once */
 
+/* What packets may use of a second's worth: whoever sends a port what it refuses
+ * must not keep its flows from being told. */
+#define EVENTS_OF_PACKETS (SECOND / 2)
+
 /* The record of an event, if there is room and the port has not used up its
- * rate. With it comes the duty to submit it. */
-static __always_inline struct event *begin_event(__u32 port)
+ * rate, which is worth so much at once. With it comes the duty to submit it. */
+static __always_inline struct event *begin_event(__u32 port, __u64 worth)
 {
 	__u64 now = bpf_ktime_get_ns(), from, *due;
 	struct event_stat *all;
@@ -30,7 +34,7 @@ static __always_inline struct event *begin_event(__u32 port)
 		return NULL;
 	due = s ? &s->due : &all->due;
 	from = *due > now ? *due : now;
-	if (from - now >= SECOND) {
+	if (from - now >= worth) {
 		all->muted++;
 		return NULL;
 	}
@@ -68,7 +72,7 @@ static __always_inline bool is_logged(const struct port_cfg *pc, const struct ct
 static __noinline int tell_flow(const struct ct_key *key, const struct ct *f, __u32 port, __u8 kind, __u32 reason)
 {
 	bool in = f->direction == DIRECTION_IN;
-	struct event *e = begin_event(port);
+	struct event *e = begin_event(port, SECOND);
 
 	if (!e)
 		return 0;
@@ -144,7 +148,7 @@ static __noinline int tell_drop(const struct frame *f, __u32 reason)
 	__u8 direction = f ? place_of(f) : DIRECTION_IN;
 	__u32 port = f ? f->port[direction] : 0;
 	__u8 audience = audience_of(port, reason);
-	struct event *e = audience ? begin_event(port) : NULL;
+	struct event *e = audience ? begin_event(port, EVENTS_OF_PACKETS) : NULL;
 
 	if (!e)
 		return 0;

@@ -9,7 +9,7 @@
 /* Say that a packet was dropped; pkt is NULL when nothing is known of it. */
 static __noinline int tell_packet(const struct packet *pkt, __u32 reason)
 {
-	struct event *e = is_watched(0, reason) ? begin_event(0) : NULL;
+	struct event *e = is_watched(0, reason) ? begin_event(0, EVENTS_OF_PACKETS) : NULL;
 
 	if (!e)
 		return 0;
