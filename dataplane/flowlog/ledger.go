@@ -47,7 +47,7 @@ func openLedger(path string, counts host.EventCounts) (*ledger, error) {
 	if err != nil {
 		return memory, fmt.Errorf("open the ledger of the flow log: %w", err)
 	}
-	if err := f.Truncate(8 * words); err != nil {
+	if err := reserve(f); err != nil {
 		return memory, errors.Join(fmt.Errorf("open the ledger of the flow log: %w", err), f.Close())
 	}
 	mapped, err := unix.Mmap(int(f.Fd()), 0, 8*words, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
@@ -64,6 +64,23 @@ func openLedger(path string, counts host.EventCounts) (*ledger, error) {
 	l.add(dropped, gap)
 	l.add(settled, gap)
 	return l, nil
+}
+
+// reserve has the file hold all words. On a full disk that fails here: a store
+// into a mapped file for which there is no room would end the process.
+func reserve(f *os.File) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if info.Size() == 8*words {
+		return nil
+	}
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	_, err = f.WriteAt(make([]byte, 8*words), 0)
+	return err
 }
 
 // found begins to count.
