@@ -58,8 +58,9 @@ type Log struct {
 	mu     sync.Mutex
 	ledger *ledger
 	queue  []dsync.Flow
-	missed uint64 // by the listener, as far as it is in the ledger
-	lost   uint64 // as it was taken last
+	waits  map[uint32]int // flows in the queue, by port
+	missed uint64         // by the listener, as far as it is in the ledger
+	lost   uint64         // as it was taken last
 	gone   map[uint32]gone
 }
 
@@ -87,7 +88,7 @@ func New(cfg Config, listen func() (Events, error)) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Log{cfg: cfg, wake: make(chan struct{}, 1), gone: map[uint32]gone{}}
+	l := &Log{cfg: cfg, wake: make(chan struct{}, 1), gone: map[uint32]gone{}, waits: map[uint32]int{}}
 	if l.ledger, err = openLedger(cfg.Ledger, counts); err != nil {
 		// What is lost with this process will not be counted, and all else goes on.
 		cfg.Log.Warn("losses of the flow log are not kept", "error", err)
@@ -115,13 +116,38 @@ func (l *Log) add(e bpf.Event) {
 	switch {
 	case !ok: // for others who listen
 		l.ledger.add(settled, 1)
-	case len(l.queue) >= l.cfg.Queue:
+	case len(l.queue) >= l.cfg.Queue && !l.yield(f.Port):
 		l.ledger.add(dropped, 1)
 		l.ledger.add(settled, 1)
 	default:
 		l.queue = append(l.queue, f)
+		l.waits[f.Port]++
 		l.poke()
 	}
+}
+
+// yield makes room in a full queue for a flow of port: the last one is lost of the
+// port that has most there, so that who floods one costs others nothing. It fails
+// if that would be the port itself, or one that has no more.
+func (l *Log) yield(port uint32) bool {
+	most := port
+	for p, n := range l.waits {
+		if n > l.waits[most] {
+			most = p
+		}
+	}
+	if l.waits[most] <= l.waits[port]+1 {
+		return false
+	}
+	at := len(l.queue) - 1
+	for l.queue[at].Port != most {
+		at--
+	}
+	l.queue = slices.Delete(l.queue, at, at+1)
+	l.waits[most]--
+	l.ledger.add(dropped, 1)
+	l.ledger.add(settled, 1)
+	return true
 }
 
 func (l *Log) poke() {
@@ -142,6 +168,11 @@ func (l *Log) Take(most int) (flows []dsync.Flow, lost, taken uint64) {
 	n := min(most, len(l.queue))
 	flows = slices.Clone(l.queue[:n])
 	l.queue = l.queue[n:]
+	for _, f := range flows {
+		if l.waits[f.Port]--; l.waits[f.Port] == 0 {
+			delete(l.waits, f.Port)
+		}
+	}
 	if len(l.queue) == 0 {
 		l.queue = nil
 	} else {

@@ -183,6 +183,33 @@ func TestLossesAreCountedForGood(t *testing.T) {
 	take(10, 5, 2, 5)
 }
 
+// Of a port whose flows flood the queue some are lost, of others none.
+func TestAFloodLeavesRoomForOtherPorts(t *testing.T) {
+	k := &kernel{}
+	l := start(t, k, filepath.Join(t.TempDir(), "ledger"), 80)
+	defer l.Close()
+	one := func(port uint32) bpf.Event {
+		e := event(bpf.EventDenied, 1)
+		e.Port = port
+		return e
+	}
+	for round := range 2 { // what was taken makes room again
+		for range 200 {
+			k.tell(one(7))
+		}
+		k.tell(one(8), one(9))
+		l.Run(t.Context())
+		flows, lost, _ := l.Take(100)
+		by := map[uint32]int{}
+		for _, f := range flows {
+			by[f.Port]++
+		}
+		if by[7] != 78 || by[8] != 1 || by[9] != 1 || lost != uint64(122*(round+1)) {
+			t.Errorf("round %d: of the ports there are %v, lost %d", round, by, lost)
+		}
+	}
+}
+
 func woken(l *Log) bool {
 	select {
 	case <-l.Wake():
