@@ -12,14 +12,20 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Streams are one document a line, from the moment on at which the agent
 // listens, until either side goes.
 
+// patience with a client that reads nothing: who has stopped must not keep others
+// from the one capture there is.
+var patience = 10 * time.Second
+
 // stream answers with what follow gives.
 func stream(w http.ResponseWriter, r *http.Request, follow func(ctx context.Context, line func(any) error) error) {
 	flusher, _ := w.(http.Flusher)
+	control := http.NewResponseController(w)
 	encoder := json.NewEncoder(w)
 	begun := false
 	err := follow(r.Context(), func(document any) error {
@@ -27,6 +33,7 @@ func stream(w http.ResponseWriter, r *http.Request, follow func(ctx context.Cont
 			w.Header().Set("Content-Type", "application/x-ndjson")
 			begun = true
 		}
+		_ = control.SetWriteDeadline(time.Now().Add(patience)) // not with every writer
 		err := encoder.Encode(document)
 		if flusher != nil {
 			flusher.Flush()
