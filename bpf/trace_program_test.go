@@ -75,19 +75,20 @@ func (w *world) traced(prog string, frame []byte, ctx any) (action uint32, steps
 	must(w.T, tw.steps[prog].Lookup(uint32(0), &log))
 	var lines []string
 	for _, s := range log.Step[:log.Steps] {
-		line := bpf.Stage(s.Stage).String()
+		var line strings.Builder
+		line.WriteString(bpf.Stage(s.Stage).String())
 		for _, v := range []struct {
 			name  string
 			value uint32
 		}{{"port", s.Port}, {"rule", s.Rule}} {
 			if v.value != 0 {
-				line += fmt.Sprintf(" %s %d", v.name, v.value)
+				line.WriteString(fmt.Sprintf(" %s %d", v.name, v.value))
 			}
 		}
 		if s.Reason != 0 {
-			line += " " + bpf.Reason(s.Reason).String()
+			line.WriteString(" " + bpf.Reason(s.Reason).String())
 		}
-		lines = append(lines, line)
+		lines = append(lines, line.String())
 	}
 	return action, strings.Join(lines, "\n")
 }
@@ -104,11 +105,12 @@ func (w *world) dump() []string {
 			into = &perCPU
 		}
 		for it := m.Iterate(); it.Next(&key, into); {
-			line := name + " " + hex.EncodeToString(key) + " " + hex.EncodeToString(value)
+			var line strings.Builder
+			line.WriteString(name + " " + hex.EncodeToString(key) + " " + hex.EncodeToString(value))
 			for _, v := range perCPU {
-				line += " " + hex.EncodeToString(v)
+				line.WriteString(" " + hex.EncodeToString(v))
 			}
-			lines = append(lines, line)
+			lines = append(lines, line.String())
 		}
 	}
 	for name, m := range w.maps {

@@ -96,7 +96,7 @@ func TestFlowsThatComeWhileAQuotaChanges(t *testing.T) {
 	stop := make(chan struct{})
 	var writing sync.WaitGroup
 	writing.Go(func() {
-		for n := uint32(0); n < 6000; n++ {
+		for n := range uint32(6000) {
 			select {
 			case <-stop:
 				return
