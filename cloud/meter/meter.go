@@ -91,13 +91,18 @@ const (
 	replaced = 24 * time.Hour // of a boot before the last one
 )
 
+// mostLives of an interface are remembered: no host reboots more often in a day
+// than its reports are worth it.
+const mostLives = 16
+
 // Meter is the sums of windows that are not closed yet. It is not safe for
 // concurrent use.
 type Meter struct {
 	window, grace time.Duration
-	until         time.Time // windows before it are closed
-	blind         time.Time // counters that are met before it were counted by somebody who has forgotten it
-	lives         map[key][]*life
+	until         time.Time         // windows before it are closed
+	blind         time.Time         // counters that are met before it were counted by somebody who has forgotten it
+	lives         map[key][]*life   // the last one begun is the last
+	ended         map[sumKey]*Usage // of lives of which no report can come, in open windows
 }
 
 type key struct {
@@ -127,7 +132,7 @@ type mark struct {
 // New makes a meter of windows of a length. A window is closed grace after its
 // end: until then reports may be late.
 func New(now time.Time, window, grace time.Duration) *Meter {
-	return &Meter{window: window, grace: grace, until: now.UTC().Truncate(window), lives: map[key][]*life{}}
+	return &Meter{window: window, grace: grace, until: now.UTC().Truncate(window), lives: map[key][]*life{}, ended: map[sumKey]*Usage{}}
 }
 
 // Blind says that an earlier state was lost: of counters that are met until then
@@ -149,6 +154,7 @@ func (m *Meter) Take(r Report) Verdict {
 	case !r.At.After(l.Last):
 		return m.late(l, r)
 	case !r.covers(l.highest()):
+		m.end(k, l)
 		l, verdict = m.begin(k, r), Reset
 	}
 	l.Last, l.Org = r.At, r.Org
@@ -172,9 +178,28 @@ func newest(lives []*life, boot string) *life {
 }
 
 func (m *Meter) begin(k key, r Report) *life {
+	if lives := m.lives[k]; len(lives) >= mostLives {
+		m.end(k, slices.MinFunc(lives, func(a, b *life) int { return a.Last.Compare(b.Last) }))
+	}
 	l := &life{Resource: r.Resource, Org: r.Org, Port: r.Port, Boot: r.Boot}
 	m.lives[k] = append(m.lives[k], l)
 	return l
+}
+
+// end a life: what it has counted in open windows stays. However often counters
+// begin anew, no more is kept than that.
+func (m *Meter) end(k key, l *life) {
+	m.count(l, m.ended)
+	m.lives[k] = slices.DeleteFunc(m.lives[k], func(o *life) bool { return o == l })
+}
+
+// count what a life has used in open windows.
+func (m *Meter) count(l *life, sums map[sumKey]*Usage) {
+	before := l.Base
+	for _, at := range l.Marks {
+		m.add(sums, l.Resource, l.Org, at.Window, at.sub(before))
+		before = at.Counters
+	}
 }
 
 // late takes a report that is older than one that came before it. It can only
@@ -236,6 +261,12 @@ func (m *Meter) Close(now time.Time) []Usage {
 		return nil
 	}
 	sums := map[sumKey]*Usage{}
+	for k, u := range m.ended {
+		if k.start.Before(until) {
+			sums[k] = u
+			delete(m.ended, k)
+		}
+	}
 	for k, lives := range m.lives {
 		for _, l := range lives {
 			m.close(l, until, sums)
@@ -263,17 +294,17 @@ type sumKey struct {
 func (m *Meter) close(l *life, until time.Time, sums map[sumKey]*Usage) {
 	for len(l.Marks) > 0 && l.Marks[0].Window.Before(until) {
 		at := l.Marks[0]
-		m.add(sums, l, at.Window, at.sub(l.Base))
+		m.add(sums, l.Resource, l.Org, at.Window, at.sub(l.Base))
 		l.Base, l.Marks = at.Counters, l.Marks[1:]
 	}
 }
 
-func (m *Meter) add(sums map[sumKey]*Usage, l *life, start time.Time, used Counters) {
-	k := sumKey{l.Resource, start}
+func (m *Meter) add(sums map[sumKey]*Usage, resource, org cloud.ID, start time.Time, used Counters) {
+	k := sumKey{resource, start}
 	u := sums[k]
 	if u == nil {
 		u = &Usage{
-			ID: UsageID(l.Resource, Network, start), Resource: l.Resource, Org: l.Org, Meter: Network,
+			ID: UsageID(resource, Network, start), Resource: resource, Org: org, Meter: Network,
 			Start: start, End: start.Add(m.window),
 		}
 		sums[k] = u
@@ -287,7 +318,7 @@ func (m *Meter) forget(k key, now time.Time) {
 	last := lives[len(lives)-1]
 	var kept []*life
 	for _, l := range lives {
-		over := now.Sub(l.Last) > remember || l != last && (newest(lives, l.Boot) != l || now.Sub(l.Last) > replaced)
+		over := now.Sub(l.Last) > remember || l != last && now.Sub(l.Last) > replaced
 		if len(l.Marks) > 0 || !over {
 			kept = append(kept, l)
 		}
@@ -307,11 +338,12 @@ func (m *Meter) Open(resource cloud.ID) []Usage {
 			continue
 		}
 		for _, l := range lives {
-			before := l.Base
-			for _, at := range l.Marks {
-				m.add(sums, l, at.Window, at.sub(before))
-				before = at.Counters
-			}
+			m.count(l, sums)
+		}
+	}
+	for k, u := range m.ended {
+		if k.resource == resource {
+			m.add(sums, resource, u.Org, k.start, u.Counters)
 		}
 	}
 	out := make([]Usage, 0, len(sums))
@@ -327,6 +359,7 @@ type State struct {
 	Until  time.Time     `json:"until"`
 	Blind  time.Time     `json:"blind,omitzero"`
 	Lives  []life        `json:"lives"` // those of an interface in their order
+	Ended  []Usage       `json:"ended,omitempty"`
 }
 
 // State is a copy of what the meter knows.
@@ -339,13 +372,16 @@ func (m *Meter) State() State {
 			s.Lives = append(s.Lives, one)
 		}
 	}
+	for _, u := range m.ended {
+		s.Ended = append(s.Ended, *u)
+	}
 	return s
 }
 
 // Restore makes the meter that a state is of. With another length of windows
 // those that are open end where the next one of the new length begins.
 func Restore(s State, window, grace time.Duration) *Meter {
-	m := &Meter{window: window, grace: grace, until: s.Until.UTC(), blind: s.Blind, lives: map[key][]*life{}}
+	m := &Meter{window: window, grace: grace, until: s.Until.UTC(), blind: s.Blind, lives: map[key][]*life{}, ended: map[sumKey]*Usage{}}
 	if s.Window != window {
 		m.until = s.Until.UTC().Truncate(window)
 		if m.until.Before(s.Until) {
@@ -360,6 +396,13 @@ func Restore(s State, window, grace time.Duration) *Meter {
 		}
 		k := key{l.Resource, l.Port}
 		m.lives[k] = append(m.lives[k], &l)
+	}
+	for _, u := range s.Ended {
+		start := u.Start
+		if s.Window != window {
+			start = m.windowOf(start)
+		}
+		m.add(m.ended, u.Resource, u.Org, start, u.Counters)
 	}
 	return m
 }

@@ -154,9 +154,15 @@ func TestLivesAreForgotten(t *testing.T) {
 		m.Take(report(fmt.Sprintf("%ds", 2*i+1), "a", 50)) // it begins anew each time
 	}
 	m.Take(report("200s", "b", 1))
-	m.Close(at("2h"))
 	if got := len(m.State().Lives); got != 2 {
-		t.Errorf("%d lives after the windows of those before are closed, want one a boot", got)
+		t.Errorf("%d lives, want one a boot", got)
+	}
+	m = Restore(m.State(), time.Hour, 0)
+	if got := sums(m.Open("i")); got[0] != 50*100+50+1 {
+		t.Errorf("so far %d bytes in", got[0])
+	}
+	if got := sums(m.Close(at("2h"))); got[0] != 50*100+50+1 || len(m.State().Ended) != 0 {
+		t.Errorf("%d bytes in, %d sums left", got[0], len(m.State().Ended))
 	}
 	m.Close(at("30h"))
 	if got := len(m.State().Lives); got != 1 {
@@ -168,16 +174,32 @@ func TestLivesAreForgotten(t *testing.T) {
 	}
 }
 
+// A host may say of each report that it has booted: what it says is counted, but
+// remembered within bounds.
+func TestBootsWithoutEnd(t *testing.T) {
+	m := New(noon, time.Hour, 0)
+	for i := range 500 {
+		m.Take(report(fmt.Sprintf("%ds", 10*i), fmt.Sprint(i), 100)) // into the second hour
+	}
+	if s := m.State(); len(s.Lives) > mostLives || len(s.Ended) != 2 {
+		t.Errorf("%d lives and %d sums are remembered", len(s.Lives), len(s.Ended))
+	}
+	if got := sums(m.Close(at("2h"))); got[0] != 36000 || got[1] != 14000 {
+		t.Errorf("bytes in: %v", got)
+	}
+}
+
 func TestWindowsOfAnotherLength(t *testing.T) {
 	m := New(noon, time.Hour, 0)
 	m.Take(report("10m", "a", 100))
+	m.Take(report("10m5s", "a", 10)) // begins anew
 	m = Restore(m.State(), time.Minute, 0)
-	m.Take(report("11m", "a", 150))
+	m.Take(report("11m", "a", 60))
 	total := uint64(0)
 	for _, u := range m.Close(at("2h")) {
 		total += u.BytesIn
 	}
-	if total != 150 {
+	if total != 160 {
 		t.Errorf("%d bytes", total)
 	}
 }
