@@ -319,6 +319,24 @@ func TestEventsOfAnInstance(t *testing.T) {
 	}
 }
 
+// Who reads on does not pay for what was before.
+func TestReadingOnIsShort(t *testing.T) {
+	l := open(t, Config{Folder: t.TempDir()})
+	l.put(flows(0, 3000))
+	for _, from := range []uint64{0, 1, 1500, 2990, 3000} {
+		read, before := 0, 0
+		err := l.writer.to.each(instance(1), from, false, func(e Event) bool {
+			if read++; e.Offset < from {
+				before++
+			}
+			return true
+		})
+		if want := int(3000-from) / 3; err != nil || read-before < want || before > 20 {
+			t.Errorf("from %d: %d events of %d, and %d before them: %v", from, read-before, want, before, err)
+		}
+	}
+}
+
 // TestFollowersMissNothing: several readers follow while two write and old
 // segments stay.
 func TestFollowersMissNothing(t *testing.T) {

@@ -120,7 +120,7 @@ func (l *Log) Latest(instance cloud.ID, most int, keep func(*Event) bool) ([]Eve
 	l.segments.RUnlock()
 	var out []Event
 	for _, s := range slices.Backward(all) {
-		err := s.each(instance, true, func(e Event) bool {
+		err := s.each(instance, 0, true, func(e Event) bool {
 			if keep(&e) {
 				out = append(out, e)
 			}
@@ -148,7 +148,7 @@ func (l *Log) From(instance cloud.ID, from uint64, most int, keep func(*Event) b
 		if i+1 < len(all) && all[i+1].base <= from {
 			continue
 		}
-		err := s.each(instance, false, func(e Event) bool {
+		err := s.each(instance, from, false, func(e Event) bool {
 			if e.Offset >= from && keep(&e) {
 				out = append(out, e)
 			}
@@ -165,8 +165,8 @@ func (l *Log) From(instance cloud.ID, from uint64, most int, keep func(*Event) b
 }
 
 // each visits the events of an instance in a segment, from the last or from the
-// first, until visit says false.
-func (s *segment) each(instance cloud.ID, backward bool, visit func(Event) bool) error {
+// first, until visit says false. Most of those before an offset are passed over.
+func (s *segment) each(instance cloud.ID, from uint64, backward bool, visit func(Event) bool) error {
 	positions, err := s.of(instance)
 	if errors.Is(err, fs.ErrNotExist) || len(positions) == 0 {
 		return nil
@@ -183,6 +183,14 @@ func (s *segment) each(instance cloud.ID, backward bool, visit func(Event) bool)
 	}
 	defer f.Close()
 	size := s.size.Load()
+	if from > s.base {
+		begin, err := seek(f, size, from)
+		if err != nil {
+			return fmt.Errorf("read %s: %w", s.path, err)
+		}
+		first, _ := slices.BinarySearch(positions, uint32(begin))
+		positions = positions[first:]
+	}
 	for i := range positions {
 		if backward {
 			i = len(positions) - 1 - i
