@@ -5,6 +5,7 @@ package bench
 import (
 	"fmt"
 	"math/bits"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -15,6 +16,7 @@ const liveFrames = 2 // BPF_F_TEST_XDP_LIVE_FRAMES
 // Spray sends packets of an IPv4 shape through a device, as fast as it takes
 // them, and tells how long that took. The other end must have LetIn attached.
 func (d *Driver) Spray(device int, s Shape, packets uint32) (time.Duration, error) {
+	s = s.padded()
 	if _, err := d.prepare(d.objects.FloorXdp, s); err != nil {
 		return 0, err
 	}
@@ -33,6 +35,16 @@ func (d *Driver) Spray(device int, s Shape, packets uint32) (time.Duration, erro
 		return 0, fmt.Errorf("live frames: %w", err)
 	}
 	return time.Since(began), nil
+}
+
+// padded to what the driver of XDP restores, behind the end of IP, as Ethernet
+// pads short frames.
+func (s Shape) padded() Shape {
+	if short := headFast - len(s.Frame); short > 0 {
+		s.Frame = append(slices.Clone(s.Frame), make([]byte, short)...)
+	}
+	s.Head = max(s.Head, headFast)
+	return s
 }
 
 // LetIn is the program for the ends of veths that receive.
