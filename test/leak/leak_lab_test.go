@@ -10,7 +10,10 @@ import (
 
 	"cairn/bpf"
 	"cairn/bpf/packet"
+	"cairn/test/rig"
 )
+
+func TestMain(m *testing.M) { rig.TestAlone(m.Run) }
 
 // Whatever a machine sends in a private network, nobody of another network sees
 // a frame of it; its own network does where it may. All four networks are senders
@@ -65,7 +68,7 @@ func (w *world) play(s *segment, k kind) (sent, foreign int) {
 			}
 		}
 	}
-	w.drain(from, func(to *station) packet.Packet { return udp(from, to) }, friends...)
+	w.drain(from, udp, friends...)
 	for _, st := range w.all {
 		got := st.take()
 		switch {
@@ -99,7 +102,7 @@ func (w *world) playPublic() (sent, foreign int) {
 			}
 			sent += len(frames)
 			friends := []*station{w.public["red here"], w.public["red there"]}
-			w.drain(from, func(to *station) packet.Packet { return routed(packet.UDP(l4(from.ip, 4000), l4(to.ip, 7)), from) }, friends...)
+			w.drain(from, publicUDP, friends...)
 			for _, st := range w.all {
 				got := st.take()
 				switch {
@@ -131,7 +134,7 @@ func (w *world) control() {
 	must(w, "write port_cfg", m.PortCfg.Put(id, &cfg))
 	must(w, "write fdb", m.Fdb.Put(bpf.FdbKey{Vni: red.vni, Mac: [6]uint8(victim.guest.MAC)}, bpf.Station{Port: id}))
 	must(w, "send", from.tap.Send(udp(from, victim).Bytes()))
-	w.drain(from, func(to *station) packet.Packet { return udp(from, to) }, friend, victim)
+	w.drain(from, udp, friend, victim)
 	if got := victim.take(); len(got) != 1 {
 		w.Errorf("control: %d frames at a tap of blue where one leaks", len(got))
 	}
@@ -139,6 +142,10 @@ func (w *world) control() {
 
 // routed goes by the gateway, as everything on the public network.
 func routed(p packet.Packet, from *station) packet.Packet { return p.MACs(from.mac, gatewayMAC) }
+
+func publicUDP(from, to *station) packet.Packet {
+	return routed(packet.UDP(l4(from.ip, 4000), l4(to.ip, 7)), from)
+}
 
 // publicFrames: by the gateway, by the addressee's MAC, to all, and tunnelled to
 // the endpoints with frames for private networks in them.

@@ -198,17 +198,21 @@ func (st *station) passed(word string) bool {
 	return st.sync[word]
 }
 
-// drain waits until what a station has sent is where it goes: frames keep their
-// order, and one more to each of its friends has come.
-func (w *world) drain(from *station, frame func(to *station) packet.Packet, friends ...*station) {
+// drain waits until what a station has sent is where it goes, and what it was
+// answered with is seen: frames keep their order, and one more to each of its
+// friends has come, and one of a friend's to itself.
+func (w *world) drain(from *station, frame func(from, to *station) packet.Packet, friends ...*station) {
 	w.Helper()
 	w.barriers++
 	word := fmt.Sprintf("%s%06d", barrier, w.barriers)
+	send := func(from, to *station) {
+		must(w, "send a barrier", from.tap.Send(frame(from, to).Payload([]byte(word)).Bytes()))
+	}
 	for _, to := range friends {
-		must(w, "send a barrier", from.tap.Send(frame(to).Payload([]byte(word)).Bytes()))
+		send(from, to)
 	}
 	deadline := time.Now().Add(5 * time.Second)
-	for _, to := range friends {
+	await := func(from, to *station) {
 		for !to.passed(word) {
 			if time.Now().After(deadline) {
 				w.Fatalf("no barrier from %s came to %s", from.name, to.name)
@@ -216,4 +220,9 @@ func (w *world) drain(from *station, frame func(to *station) packet.Packet, frie
 			<-time.After(100 * time.Microsecond)
 		}
 	}
+	for _, to := range friends {
+		await(from, to)
+	}
+	send(friends[0], from)
+	await(friends[0], from)
 }

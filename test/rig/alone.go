@@ -40,6 +40,16 @@ func Alone() (folder string, err error) {
 	return folder, os.Mkdir(folder, 0o755)
 }
 
+// TestAlone is Alone for the tests of a package, whose TestMain hands them over:
+// one that is killed, for being late or by hand, leaves no mount and no process.
+func TestAlone(run func() int) {
+	if _, err := Alone(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(run())
+}
+
 func again() int {
 	runtime.LockOSThread() // the child is killed when this thread ends
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)

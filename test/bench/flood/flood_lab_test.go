@@ -16,6 +16,8 @@ import (
 	"cairn/test/rig"
 )
 
+func TestMain(m *testing.M) { rig.TestAlone(m.Run) }
+
 // A flood of a second at an open and at a closed port harms nobody: the short
 // form of the benchmark, with its bars and its control.
 func TestFloodHarmsNobody(t *testing.T) {

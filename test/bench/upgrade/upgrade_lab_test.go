@@ -10,7 +10,10 @@ import (
 	"github.com/cilium/ebpf/rlimit"
 
 	"cairn/test/bench"
+	"cairn/test/rig"
 )
+
+func TestMain(m *testing.M) { rig.TestAlone(m.Run) }
 
 // Programs are replaced under traffic: nothing is lost, and nothing meets no
 // program. The short form of the benchmark, with its control.
