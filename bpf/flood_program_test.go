@@ -7,6 +7,7 @@ package bpf_test
 import (
 	"encoding/binary"
 	"net"
+	"net/netip"
 	"runtime"
 	"testing"
 	"time"
@@ -283,6 +284,45 @@ func TestSnoopedGroupsReachWhoAsked(t *testing.T) {
 		// A router of groups gets all.
 		as(port21, mac21, ip21, v2(0x11))
 		s.reach("vm_in", data, skb{}, map[string]int{"overlay": 1, "p21": 1})
+	})
+}
+
+// A port joins some groups a second: what it joins pushes out what others have
+// joined, everywhere. What it is in already it may say as often as it likes.
+func TestGroupsAreJoinedAtAPace(t *testing.T) {
+	inOwnNetns(t, func() {
+		s := newSegmentTaps(t, port20)
+		if s == nil {
+			return
+		}
+		s.list(managed, bpf.BumSnooping, []uint32{port20, port21}, endpoint2)
+		report := func(n int) []byte {
+			return igmp(0x16, mac20, ip20, netip.AddrFrom4([4]byte{239, 9, byte(n >> 8), byte(n)}).String())
+		}
+		const many, rate = 300, 16
+		begin := time.Now()
+		for n := range many {
+			s.tc("vm_in", report(n), skb{})
+		}
+		most := rate + int(time.Since(begin).Seconds()*rate) + 2
+		joined := 0
+		for n := range many {
+			key := bpf.ListenerKey{Vni: managed, Port: port20, Group: bpf.IP16(netip.AddrFrom4([4]byte{239, 9, byte(n >> 8), byte(n)}))}
+			var at uint64
+			if s.maps["listeners"].Lookup(key, &at) == nil {
+				joined++
+			}
+		}
+		if joined < rate-2 || joined > most {
+			t.Errorf("%d groups of %d, want %d to %d", joined, many, rate-2, most)
+		}
+		for _, tap := range s.taps {
+			tap.count(nil)
+		}
+		s.put("pace", port20, &bpf.Pace{})
+		for range 2 * rate {
+			s.reach("vm_in", report(0), skb{}, map[string]int{"overlay": 1})
+		}
 	})
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 
+#include "pace.h"
 #include "segment.h"
 
 /*
@@ -20,6 +21,9 @@
 
 #define RECORDS_MAX 8 /* of one report; the rest ask again */
 
+/* Groups that a port was not in yet: they push out others' (maps_private.h). */
+#define NEW_GROUPS_PER_SECOND 16
+
 /* Who speaks of groups: a port here, or a host. */
 struct speaker {
 	__u32 vni;
@@ -34,13 +38,22 @@ struct group_record {
 	__be16 sources;
 };
 
-static __noinline void join(const struct speaker *s, const struct ip16 *group)
+/* False if a port joins more than it may, which counts as what it sends to all.
+ * What comes from a host was within the rate there. */
+static __noinline bool join(const struct speaker *s, const struct ip16 *group)
 {
 	struct listener_key key = { .vni = s->vni, .port = s->port, .host = s->host, .group = *group };
 	__u64 now = bpf_ktime_get_ns();
+	struct pace *p;
 
+	if (s->port && !bpf_map_lookup_elem(&listeners, &key)) {
+		p = bpf_map_lookup_elem(&pace, &key.port);
+		if (!p || !keeps_pace(&p->bum, NEW_GROUPS_PER_SECOND))
+			return false;
+	}
 	if (!trace)
 		bpf_map_update_elem(&listeners, &key, &now, BPF_ANY);
+	return true;
 }
 
 static __noinline void leave_group(const struct speaker *s, const struct ip16 *group)
@@ -64,8 +77,15 @@ static __always_inline bool load_group(struct __sk_buff *skb, bool v6, __u32 at,
 	return true;
 }
 
+/* What is learned from a frame. */
+enum lesson {
+	LESSON_NONE = 0,
+	LESSON_ANSWER = 1,   /* to who asks who listens */
+	LESSON_TOO_MANY = 2, /* groups at once */
+};
+
 /* The records of IGMPv3 and MLDv2 differ in the size of an address. */
-static __noinline int learn_records(struct __sk_buff *skb, const struct speaker *s, __u32 at, bool v6)
+static __noinline enum lesson learn_records(struct __sk_buff *skb, const struct speaker *s, __u32 at, bool v6)
 {
 	__u32 size = v6 ? sizeof(struct ip16) : sizeof(__be32);
 	struct group_record r;
@@ -73,25 +93,25 @@ static __noinline int learn_records(struct __sk_buff *skb, const struct speaker 
 	__be16 records;
 
 	if (bpf_skb_load_bytes(skb, at + 6, &records, sizeof(records)))
-		return 0;
+		return LESSON_ANSWER;
 	at += 8;
 	for (int i = 0; i < RECORDS_MAX && i < bpf_ntohs(records); i++) {
 		if (bpf_skb_load_bytes(skb, at, &r, sizeof(r)) || !load_group(skb, v6, at + sizeof(r), &group))
-			return 0;
+			return LESSON_ANSWER;
 		if (r.type == TO_INCLUDE && !r.sources)
 			leave_group(s, &group);
-		else if (r.type != BLOCK_OLD && !(r.type == IS_INCLUDE && !r.sources))
-			join(s, &group);
+		else if (r.type != BLOCK_OLD && !(r.type == IS_INCLUDE && !r.sources) && !join(s, &group))
+			return LESSON_TOO_MANY;
 		at += sizeof(r) + size * (1 + bpf_ntohs(r.sources)) + 4 * r.aux;
 		if (at > 1500)
-			return 0;
+			return LESSON_ANSWER;
 	}
-	return 0;
+	return LESSON_ANSWER;
 }
 
-/* What a message of IGMP or MLD says of its sender; 1 if it is an answer. Who asks
- * is a router: it listens to all groups, which :: stands for. */
-static __noinline int learn(struct __sk_buff *skb, const struct inet *p, const struct speaker *s)
+/* What a message of IGMP or MLD says of its sender. Who asks is a router: it
+ * listens to all groups, which :: stands for. */
+static __noinline enum lesson learn(struct __sk_buff *skb, const struct inet *p, const struct speaker *s)
 {
 	__u8 type = p->icmp_type;
 	struct speaker network = { .vni = s->vni };
@@ -99,30 +119,29 @@ static __noinline int learn(struct __sk_buff *skb, const struct inet *p, const s
 	bool v6 = p->family == 6;
 
 	if (!v6 && bpf_skb_load_bytes(skb, p->l4, &type, sizeof(type)))
-		return 0;
+		return LESSON_NONE;
 	switch (type) {
 	case IGMP_QUERY:
 	case MLD_QUERY:
-		join(s, &group);
-		join(&network, &group);
-		return 0;
+		if (join(s, &group))
+			join(&network, &group);
+		return LESSON_NONE;
 	case IGMP3_REPORT:
 	case MLD2_REPORT:
-		learn_records(skb, s, p->l4, v6);
-		return 1;
+		return learn_records(skb, s, p->l4, v6);
 	case IGMP1_REPORT:
 	case IGMP2_REPORT:
 	case MLD1_REPORT:
-		if (load_group(skb, v6, p->l4 + (v6 ? 8 : 4), &group))
-			join(s, &group);
-		return 1;
+		if (load_group(skb, v6, p->l4 + (v6 ? 8 : 4), &group) && !join(s, &group))
+			return LESSON_TOO_MANY;
+		return LESSON_ANSWER;
 	case IGMP2_LEAVE:
 	case MLD1_DONE:
 		if (load_group(skb, v6, p->l4 + (v6 ? 8 : 4), &group))
 			leave_group(s, &group);
-		return 1;
+		return LESSON_ANSWER;
 	}
-	return 0;
+	return LESSON_NONE;
 }
 
 /* A group that hosts ask for: not a broadcast, not one of the link's own
@@ -256,9 +275,13 @@ static __always_inline int replicate(struct __sk_buff *skb, struct work *w, cons
 	struct replication r = { .skb = skb, .w = w, .c = c, .list = list, .from = from };
 
 	if (list->flags & BUM_SNOOPING && is_ip(&w->f)) {
+		enum lesson lesson = is_igmp(&w->f.ip) || is_mld(&w->f.ip) ? learn(skb, &w->f.ip, &from) : LESSON_NONE;
+
+		if (lesson == LESSON_TOO_MANY)
+			return drop(&w->f, REASON_BUM_RATE);
 		/* Routers alone hear an answer: others of the group would keep theirs
 		 * back, and be forgotten. */
-		r.answer = (is_igmp(&w->f.ip) || is_mld(&w->f.ip)) && learn(skb, &w->f.ip, &from);
+		r.answer = lesson == LESSON_ANSWER;
 		r.only_listeners = r.answer || is_asked_for(&w->f.ip);
 		if (!r.answer)
 			r.group = w->f.ip.dst;
