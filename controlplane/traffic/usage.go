@@ -179,7 +179,8 @@ func (t *Traffic) keep() error {
 	return nil
 }
 
-// replace a file: who dies half-way leaves the old one.
+// replace a file: who dies half-way leaves the old one. When it returns the new one
+// outlives a power cut: sums are not told before that.
 func replace(path string, text []byte) error {
 	f, err := os.OpenFile(filepath.Clean(path)+".new", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -192,7 +193,11 @@ func replace(path string, text []byte) error {
 	if err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
 	}
-	return nil
+	folder, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(folder.Sync(), folder.Close())
 }
 
 // tellLosses puts into the log how much of it is missing.
