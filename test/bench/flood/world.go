@@ -184,9 +184,6 @@ func useQueue(device string, queue int) error {
 	return link.RawAttachProgram(link.RawAttachProgramOptions{Target: l.Attrs().Index, Program: prog, Attach: ebpf.AttachTCXEgress})
 }
 
-// leastFrame is what the driver sends at least; Ethernet fills frames up anyway.
-const leastFrame = 64
-
 // spray the flood, each packet another source, until it is told to stop. The
 // thread is in the underlay's namespace.
 func (b *floodBench) spray(f flood, stop <-chan struct{}) (sent uint64, err error) {
@@ -197,7 +194,6 @@ func (b *floodBench) spray(f flood, stop <-chan struct{}) (sent uint64, err erro
 	}
 	frame := f.build(netip.AddrPortFrom(forged.Addr(), 1024).String(), netip.AddrPortFrom(b.world.target.Address, f.port).String()).
 		MACs(b.world.hypervisor.RouterMAC.String(), b.world.hypervisor.UplinkMAC.String()).Bytes()
-	frame = append(frame, make([]byte, max(0, leastFrame-len(frame)))...)
 	shape := bench.Shape{
 		Frame: frame, Head: len(frame), AddressAt: 26, Addresses: 1 << 20, PortAt: 34, Ports: 1 << 15, InTurn: true,
 	}
