@@ -327,6 +327,7 @@ func TestDualStack(t *testing.T) {
 	defer l.Close()
 	got := make(chan string, 1)
 	go func() {
+		defer close(got)
 		conn, err := l.Accept()
 		if err != nil {
 			return

@@ -141,6 +141,8 @@ func (w *world) addSimulated(ctx context.Context, n int) error {
 
 // done waits for an operation.
 func (w *world) done(ctx context.Context, op *v3.Operation, err error) (v3.UUID, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
 	for err == nil && op.State == v3.OperationStatePending {
 		<-time.After(5 * time.Millisecond)
 		op, err = w.api.GetOperation(ctx, op.ID)
