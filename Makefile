@@ -6,7 +6,7 @@
 .PHONY: help demo test build check pure program lab crash long fuzz mutants bench-port bench-ports bench-flood bench-upgrade bench-vm bench-propagation bench-nlb bench-eventlog race generate format sweep
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## the whole cloud on this machine: traffic, failover, figures (KEEP=1 leaves it running)
 	@scripts/demo.sh $(if $(KEEP),--keep)
