@@ -1,75 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 
+#include "encap.h"
 #include "flow.h"
-#include "nlb.h"
 #include "reach.h"
 #include "refuse.h"
 
-/*
- * Between hosts a load-balanced packet travels as VXLAN: the inner destination
- * MAC is the backend's, the inner source MAC says where the packet has been:
- * 0x0a | generation << 2 + hop | id of the other owner, in network order.
- *
- * trip is one such packet on its way: to a backend, to the one that owned the
- * slot before, into a port of this host.
- */
-
-#define VXLAN_PORT	4789
-#define VXLAN_VNI_VALID 0x08
-#define MAC_TAG		0x0a
-#define HOPS_MAX	2
-
-struct vxlanhdr {
-	__u8 flags;
-	__u8 reserved[3];
-	__be32 vni; /* and 8 reserved bits */
-};
-
-/* Ethernet, IPv4, UDP and VXLAN. */
-#define TUNNEL_OVERHEAD                                                                                                \
-	((int)(sizeof(struct ethhdr) + sizeof(struct iphdr) + sizeof(struct udphdr) + sizeof(struct vxlanhdr)))
-
-struct trip {
-	struct packet pkt;
-	struct svc *svc;
-	struct backend *to; /* where it goes, while that is another host */
-	struct local *at;   /* where it is, once that is a port of this host */
-	__u32 svc_index;
-	__u32 hash;
-	__u32 backend; /* that it is meant for */
-	__u32 other;   /* owner of the slot that the encapsulation names */
-	__u32 port;
-	__u8 hop;   /* how often it was handed on */
-	bool probe; /* the self-test's own packet */
-};
-
-/* The self-test's packets are counted apart, wherever they end. */
-static __always_inline int end_trip(const struct trip *t, int action, enum reason reason)
-{
-	return leave_as(&t->pkt, action, t->probe ? REASON_PROBED : reason);
-}
-
-/* Inner source MAC */
-
-static __always_inline void write_tag(__u8 *mac, __u32 generation, __u8 hop, __u32 other)
-{
-	mac[0] = MAC_TAG;
-	mac[1] = (generation & 0x3f) << 2 | (hop & 3);
-	mac[2] = other >> 24;
-	mac[3] = other >> 16;
-	mac[4] = other >> 8;
-	mac[5] = other;
-}
-
-static __always_inline enum reason read_tag(const __u8 *mac, struct trip *t)
-{
-	if (mac[0] != MAC_TAG)
-		return REASON_MALFORMED;
-	t->hop = mac[1] & 3;
-	t->other = (__u32)mac[2] << 24 | (__u32)mac[3] << 16 | (__u32)mac[4] << 8 | mac[5];
-	return REASON_NONE;
-}
+/* A balanced packet at a host that has backends: where it belongs, whether its
+ * owner takes it, and the way into a port of this host. */
 
 /* Where a backend is: another host (t->to), or a port of this one (t->at). */
 static __always_inline enum reason locate(struct trip *t, const struct cfg *c)
@@ -176,88 +114,6 @@ static __always_inline bool is_known_here(const struct trip *t)
 	};
 
 	return is_known(&key, t->port, t->svc, is_syn(&t->pkt));
-}
-
-static __always_inline void write_outer_ip(struct iphdr *ip, const struct cfg *c, const struct trip *t)
-{
-	__builtin_memset(ip, 0, sizeof(*ip));
-	ip->version = 4;
-	ip->ihl = sizeof(*ip) / 4;
-	ip->tot_len = bpf_htons(t->pkt.length + TUNNEL_OVERHEAD);
-	ip->frag_off = bpf_htons(0x4000); /* DF */
-	ip->ttl = OUTER_TTL;
-	ip->protocol = IPPROTO_UDP;
-	ip->saddr = c->endpoint;
-	ip->daddr = t->to->endpoint;
-	ip->check = ip_csum(ip);
-}
-
-/* RFC 7348: the source port is from the dynamic range, by flow. The hash's
- * upper bits, because the lower ones chose the slot. */
-static __always_inline void write_outer_udp(struct udphdr *udp, const struct trip *t)
-{
-	udp->source = bpf_htons(49152 + (t->hash >> 18));
-	udp->dest = bpf_htons(VXLAN_PORT);
-	udp->len = bpf_htons(t->pkt.length + TUNNEL_OVERHEAD - sizeof(struct iphdr));
-	udp->check = 0;
-}
-
-/* Put the tunnel's headers in front; the old Ethernet header becomes the inner
- * one. */
-static __always_inline enum reason encapsulate(struct xdp_md *ctx, const struct cfg *c, const struct trip *t,
-					       const struct nexthop *nexthop)
-{
-	struct ethhdr *eth, *inner;
-	struct vxlanhdr *vxlan;
-	struct udphdr *udp;
-	struct iphdr *ip, *inner_ip;
-	struct cursor cur;
-
-	if (bpf_xdp_adjust_head(ctx, -TUNNEL_OVERHEAD))
-		return REASON_NO_HEADROOM;
-	cur = xdp_cursor(ctx);
-	eth = take(&cur, sizeof(*eth));
-	ip = take(&cur, sizeof(*ip));
-	udp = take(&cur, sizeof(*udp));
-	vxlan = take(&cur, sizeof(*vxlan));
-	inner = take(&cur, sizeof(*inner));
-	inner_ip = take(&cur, sizeof(*inner_ip));
-	if (!eth || !ip || !udp || !vxlan || !inner || !inner_ip)
-		return REASON_MALFORMED;
-	ttl_decrement(inner_ip);
-	__builtin_memcpy(inner->h_dest, t->to->mac, ETH_ALEN);
-	write_tag(inner->h_source, t->svc->generation, t->hop, t->other);
-	__builtin_memset(vxlan, 0, sizeof(*vxlan));
-	vxlan->flags = VXLAN_VNI_VALID;
-	vxlan->vni = bpf_htonl(c->lb_vni << 8);
-	write_outer_udp(udp, t);
-	write_outer_ip(ip, c, t);
-	__builtin_memcpy(eth->h_dest, nexthop->mac, ETH_ALEN);
-	__builtin_memcpy(eth->h_source, c->uplink_mac, ETH_ALEN);
-	eth->h_proto = bpf_htons(ETH_P_IP);
-	return REASON_NONE;
-}
-
-/* Off to another host. */
-static __always_inline int send(struct xdp_md *ctx, const struct cfg *c, struct trip *t)
-{
-	__u32 index = t->to->nexthop;
-	struct nexthop *hop = bpf_map_lookup_elem(&nexthops, &index);
-	struct nexthop nexthop = {};
-	enum reason reason;
-
-	if (hop)
-		*(__u64 *)&nexthop = READ_ONCE(*(__u64 *)hop);
-	if (!(nexthop.flags & NEXTHOP_VALID))
-		return end_trip(t, XDP_DROP, REASON_NO_NEXTHOP);
-	if (t->svc->mtu && t->pkt.length > t->svc->mtu)
-		return end_trip(t, XDP_DROP, REASON_OVERSIZE);
-	if (t->pkt.ttl <= 1)
-		return end_trip(t, XDP_DROP, REASON_TTL);
-	reason = encapsulate(ctx, c, t, &nexthop);
-	if (reason)
-		return end_trip(t, XDP_DROP, reason);
-	return end_trip(t, XDP_TX, t->hop ? REASON_FORWARDED : REASON_SENT);
 }
 
 /* VIP:port → instance:target-port, checksums following. */
