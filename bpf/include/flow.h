@@ -37,9 +37,16 @@ static __always_inline __u64 lifetime(const struct ct *f, __u8 proto)
 	return established ? 600 * SECOND : 60 * SECOND;
 }
 
+/* More than span after then? Another CPU's then may be ahead of now; and one may
+ * lie before the machine's start, if its flow comes from another host. */
+static __always_inline bool is_past(__u64 then, __u64 span, __u64 now)
+{
+	return (__s64)(now - then) > (__s64)span;
+}
+
 static __always_inline bool is_expired(const struct ct *f, __u8 proto, __u64 now)
 {
-	return f->seen + lifetime(f, proto) < now;
+	return is_past(f->seen, lifetime(f, proto), now);
 }
 
 static __always_inline bool is_ending(const struct ct *f)

@@ -113,7 +113,7 @@ static __noinline enum reason begin_fragments(const struct inet *p, const struct
 		.piece = { { .to = p->frag_length } },
 	};
 
-	if (there && there->seen + FRAGMENTS_LIFETIME >= now) {
+	if (there && !is_past(there->seen, FRAGMENTS_LIFETIME, now)) {
 		if (!trace)
 			there->spoilt = 1;
 		return REASON_FRAGMENT_OVERLAP;
@@ -132,7 +132,7 @@ static __noinline enum reason follow_first(const struct inet *p, struct visit *v
 	struct frag *d = bpf_map_lookup_elem(&frag, &key);
 	enum reason reason;
 
-	if (!d || d->seen + FRAGMENTS_LIFETIME < bpf_ktime_get_ns())
+	if (!d || is_past(d->seen, FRAGMENTS_LIFETIME, bpf_ktime_get_ns()))
 		return REASON_FRAGMENT_EARLY;
 	reason = trace ? REASON_NONE : place(d, p); /* no twin asks for fragments */
 	if (reason)

@@ -220,7 +220,13 @@ func alive(key bpf.CtKey, f bpf.Ct, now uint64) bool {
 	if f.State == bpf.CtClosed || f.State == bpf.CtReset {
 		return false
 	}
-	return f.Seen+uint64(lifetime(key.Proto, f)) >= now
+	return !isOver(key, f, now)
+}
+
+// isOver as the programs have it: Seen may be a moment after now, or lie before
+// the machine's start if the flow comes from another host.
+func isOver(key bpf.CtKey, f bpf.Ct, now uint64) bool {
+	return time.Duration(now-f.Seen) > lifetime(key.Proto, f)
 }
 
 // lifetime of a flow that hears nothing, as the programs have it.

@@ -113,7 +113,7 @@ func (a *Agent) flowing(port uint32, key bpf.CtKey) (*debug.Flowing, error) {
 	} else if f, ok := flows.Lookup(key); ok {
 		found, confirmed = &f, flows.Confirmed.Lookup(key, &bpf.Ct{}) == nil
 	}
-	if found == nil || found.Seen+uint64(lifetime(key.Proto, *found)) < now {
+	if found == nil || isOver(key, *found, now) {
 		return nil, nil
 	}
 	return a.describe(key, *found, confirmed), nil
