@@ -15,4 +15,6 @@ ip netns list 2>/dev/null | awk '{print $1}' | grep -E "^($prefixes)-" | while r
 	ip netns del "$ns" 2>/dev/null
 done
 ls -d /sys/fs/bpf/* 2>/dev/null | grep -E "/($prefixes)-" | xargs -r rm -rf
+# Tests of the dataplane mount one of their own in their temporary folder.
+awk '$3 == "bpf" && $2 ~ "/Test[^/]*/[0-9]+/bpf$" { print $2 }' /proc/mounts | xargs -r -n 1 umount 2>/dev/null
 exit 0
