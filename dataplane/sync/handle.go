@@ -92,6 +92,8 @@ func (r *receiving) part(d *agentv1.Delta) error {
 	whole := *r.delta
 	whole.To = table.Mark{Epoch: d.Epoch, Revision: d.To}
 	r.delta, r.bytes = nil, 0
+	r.c.applying.Lock()
+	defer r.c.applying.Unlock()
 	faults, err := r.c.cfg.Table.Apply(whole)
 	if err != nil {
 		return err // the next stream begins with what the table holds
@@ -114,6 +116,8 @@ func (r *receiving) end(e *agentv1.SnapshotEnd) error {
 			s.Digests[kind] = wire.Digest{Count: d.Count, Sum: d.Sum}
 		}
 	}
+	r.c.applying.Lock()
+	defer r.c.applying.Unlock()
 	faults, err := r.c.cfg.Table.Replace(*s)
 	r.c.mu.Lock()
 	defer r.c.mu.Unlock()

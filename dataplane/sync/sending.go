@@ -29,11 +29,13 @@ func (s *sending) news(c *Client) error {
 
 // acks sends the faults, then the revision: an ack covers what was named before.
 func (s *sending) acks(c *Client) error {
+	c.applying.Lock()
 	c.mu.Lock()
 	faults, done, at := c.faults, c.done, c.doneAt
 	c.faults = nil
 	c.state.Nacks += uint64(len(faults))
 	c.mu.Unlock()
+	c.applying.Unlock()
 	for i, f := range faults {
 		err := s.stream.Send(&agentv1.FromAgent{Message: &agentv1.FromAgent_Nack{Nack: &agentv1.Nack{
 			Revision: f.revision, Kind: agentv1.Kind(f.Key.Kind), Key: f.Key.ID, Reason: f.Reason,

@@ -78,6 +78,11 @@ type Client struct {
 	faults  []nack            // not sent yet
 	kick    chan struct{}     // something is to be sent
 	state   State
+
+	// Held from before the table takes what has come until its faults are noted:
+	// others program a revision as soon as the table has it, and it must not be
+	// acknowledged before what it lacks is named. Before mu.
+	applying sync.Mutex
 }
 
 type nack struct {

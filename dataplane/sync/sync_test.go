@@ -109,6 +109,28 @@ func TestPoisonIsNamedBeforeTheAck(t *testing.T) {
 	}
 }
 
+// A revision is programmed by others, as soon as the table has it: none of many
+// is acknowledged before what it lacks is named.
+func TestNoAckOvertakesItsNack(t *testing.T) {
+	c := newControl(t)
+	startAgent(t, c, t.TempDir(), c.token())
+	k := c.stream()
+	k.send(snapshot(7, item(t, host(1)))...)
+	k.ack()
+	bad := item(t, host(1))
+	bad.Body = []byte{0xff}
+	for revision := uint64(8); revision < 1000; revision++ {
+		k.send(delta(revision-1, revision, bad, item(t, host(2+byte(revision%2)))))
+		first := next(k, func(m *agentv1.FromAgent) (*agentv1.FromAgent, bool) { return m, m.GetStatus() == nil })
+		if first.GetNack().GetRevision() != revision {
+			t.Fatalf("revision %d: first came %v", revision, first)
+		}
+		if ack := k.ack(); ack.Revision != revision {
+			t.Fatalf("ack %v", ack)
+		}
+	}
+}
+
 func TestARefusedSnapshotKeepsTheOldOne(t *testing.T) {
 	c := newControl(t)
 	a := startAgent(t, c, t.TempDir(), c.token())
