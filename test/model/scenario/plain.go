@@ -38,8 +38,9 @@ func (g *Generator) Plain(h *firewall.Host) *Send {
 	}
 	for {
 		s := g.fresh()
-		if s.Hook == VM && s.Port != Ports[0] || s.Hook == Uplink && !slices.Contains(Addresses(Ports[0]), s.Spec.Dst.Addr()) {
-			continue
+		if s.Hook == VM && (s.Port != Ports[0] || !slices.Contains(Addresses(Ports[0]), s.Spec.Src.Addr())) ||
+			s.Hook == Uplink && !slices.Contains(Addresses(Ports[0]), s.Spec.Dst.Addr()) {
+			continue // another port's, or of a range, to which the other firewall has no route
 		}
 		s.Service, s.Spec.TTL = 0, 0
 		if s.Hook == VM && slices.ContainsFunc(Ports, func(p firewall.PortID) bool { return slices.Contains(Addresses(p), s.Spec.Dst.Addr()) }) ||
