@@ -19,7 +19,7 @@ func TestMain(m *testing.M) { rig.TestAlone(m.Run) }
 // program. The short form of the benchmark, with its control.
 func TestUpgradeUnderTraffic(t *testing.T) {
 	_ = rlimit.RemoveMemlock()
-	b := upgradeBench{Report: &bench.Report{Out: t.Output()}, upgrades: 5}
+	b := upgradeBench{Report: &bench.Report{Out: t.Output()}, upgrades: 2}
 	if err := b.run(t.TempDir()); err != nil {
 		t.Fatal(err)
 	}
