@@ -68,6 +68,39 @@ func TestPlanOrdersByMap(t *testing.T) {
 	}
 }
 
+// A backend that takes no new flows any more is told so once the slots say who
+// does; one that takes some, or some again, before they name it.
+func TestABackendClosesBehindItsSlots(t *testing.T) {
+	backend := func(flags uint16) Unit {
+		return unit("backend/1", Make(Local, bpf.LocalKey{Service: 1, Port: 5}, bpf.Local{Backend: 1, Flags: flags}))
+	}
+	service := func(owner uint64) Unit {
+		return unit("service/1", Make(Slots, uint32(0), owner), Make(VIP4, bpf.Vip4Key{Proto: 6}, uint32(owner)))
+	}
+	w := newWorld()
+	for n, c := range []struct {
+		flags uint16
+		want  []Map
+	}{
+		{bpf.LocalReady, []Map{Local, Slots, VIP4}},
+		{bpf.LocalDraining, []Map{Slots, VIP4, Local}},
+		{bpf.LocalReady, []Map{Local, Slots, VIP4}},
+		{0, []Map{Local, Slots, VIP4}}, // not well: it takes flows that nobody else does
+		{bpf.LocalDraining, []Map{Slots, VIP4, Local}},
+	} {
+		units := []Unit{backend(c.flags), service(uint64(n))}
+		plan, faults := Plan(w.have, units)
+		var got []Map
+		for _, s := range plan {
+			got = append(got, s.Map)
+		}
+		if !slices.Equal(got, c.want) || len(faults) > 0 {
+			t.Errorf("change %d: %v, want %v; %v", n, got, c.want, faults)
+		}
+		w.apply(units...)
+	}
+}
+
 func TestOneEntryHasOneUnit(t *testing.T) {
 	for _, c := range []struct {
 		name  string

@@ -5,6 +5,8 @@ package maps
 import (
 	"fmt"
 	"slices"
+
+	"cairn/bpf"
 )
 
 // Op is what a step does.
@@ -123,10 +125,23 @@ func Sweep(have *Image) []Step {
 	return steps
 }
 
-// rank puts early deletions right behind the puts of their map, all other
-// deletions behind all puts, downwards.
+// closes says that a backend takes no new flows from now on. What the slots say
+// comes before that: else a first packet meets a backend that refuses it, and
+// slots that name nobody else.
+func (s Step) closes() bool {
+	if s.Map != Local || s.Op != Put || s.Old == "" {
+		return false
+	}
+	was, is := As[bpf.Local](s.Old), As[bpf.Local](s.Value)
+	return is.Flags&bpf.LocalDraining != 0 && was.Flags&bpf.LocalDraining == 0
+}
+
+// rank puts early deletions right behind the puts of their map, what closes behind
+// all puts, and all other deletions behind that, downwards.
 func (s Step) rank() int {
 	switch {
+	case s.closes():
+		return 2 * int(mapEnd)
 	case s.Op == Put:
 		return 2 * int(s.Map)
 	case traits[s.Map].early:

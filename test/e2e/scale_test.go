@@ -17,6 +17,7 @@ import (
 
 	v3 "github.com/exoscale/egoscale/v3"
 
+	"cairn/bpf"
 	"cairn/test/lab"
 	"cairn/test/story"
 )
@@ -41,6 +42,10 @@ func TestScaleDownLosesNoRequest(t *testing.T) {
 		})
 		failed, sent := story.Failures(all, at, time.Time{})
 		t.Logf("round %d: %d of %d new connections failed; the operation took %s", round+1, len(failed), sent, took.Round(time.Millisecond))
+		for hv := 1; hv <= c.Hypervisors() && len(failed) > 0; hv++ {
+			t.Logf("hv%d: refused %d, no_local %d, no_port %d, draining %d", hv, c.drops(hv, bpf.ReasonRefused),
+				c.drops(hv, bpf.ReasonNoLocal), c.drops(hv, bpf.ReasonNoPort), c.drops(hv, bpf.ReasonDraining))
+		}
 		for _, r := range failed {
 			t.Errorf("%s after the event: %v", r.Start.Sub(at).Round(time.Millisecond), r.Err)
 		}
