@@ -3,13 +3,19 @@
 package agent
 
 import (
+	"slices"
+	"sort"
 	"sync"
 
 	"cairn/dataplane/debug"
 )
 
-// maxRounds is how many rounds an agent can tell of.
-const maxRounds = 16
+// maxRounds is how many rounds an agent remembers, and maxTold of how many it
+// tells who asks for all.
+const (
+	maxRounds = 4096
+	maxTold   = 16
+)
 
 // rounds remembers the last rounds that wrote to maps, the latest last.
 type rounds struct {
@@ -25,17 +31,28 @@ func (r *rounds) add(out Outcome, programmed int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.last) == maxRounds {
-		copy(r.last, r.last[1:])
-		r.last = r.last[:maxRounds-1]
+		r.last = slices.Delete(r.last, 0, maxRounds/2)
 	}
 	r.last = append(r.last, debug.Round{
 		Revision: out.Mark.Revision, ProgrammedNS: programmed, Steps: len(out.Steps), Faults: len(out.Faults),
 	})
 }
 
-// list them.
+// list the latest.
 func (r *rounds) list() []debug.Round {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return append([]debug.Round{}, r.last...)
+	return append([]debug.Round{}, r.last[max(0, len(r.last)-maxTold):]...)
+}
+
+// at is the revision that the maps held at a time of CLOCK_MONOTONIC, 0 if that
+// is longer ago than it remembers.
+func (r *rounds) at(ns int64) uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	later := sort.Search(len(r.last), func(i int) bool { return r.last[i].ProgrammedNS > ns })
+	if later == 0 {
+		return 0
+	}
+	return r.last[later-1].Revision
 }

@@ -125,7 +125,7 @@ func (a *Agent) describe(key bpf.CtKey, f bpf.Ct, confirmed bool) *debug.Flowing
 		State: trace.State(f.State), Confirmed: confirmed, Begun: directionName(uint32(f.Direction)),
 		Host: f.Flags&bpf.CtHost != 0, Keep: f.Flags&bpf.CtKeep != 0, Generation: f.Generation,
 		Created: host.TimeOf(f.Created), Seen: seen, Expires: seen.Add(lifetime(key.Proto, f)).Round(time.Millisecond),
-		Packets: f.Packets, Bytes: f.Bytes, Service: f.Service, Backend: f.Backend,
+		Packets: f.Packets, Bytes: f.Bytes, Service: f.Service, Backend: f.Backend, Revision: a.rounds.at(int64(f.Created)),
 	}
 	if f.Service != 0 {
 		d.VIP = netip.AddrPortFrom(f.Vip.Addr(), bpf.BE16(f.VipPort)).String()

@@ -62,7 +62,7 @@ func (s source) Why(r WhyRequest) (Why, error) {
 	}
 	at := time.Unix(0, 0).UTC()
 	y.Admitted, y.Reason, y.Text, y.Rule = true, "rule", "a rule admits it", &Rule{3, "web/r-3", "ingress tcp port 80"}
-	y.Flow = &Flowing{State: "established", Confirmed: true, Begun: "in", Rule: *y.Rule, Generation: 3, Created: at, Seen: at, Expires: at.Add(time.Hour), Packets: 9, Bytes: 900}
+	y.Flow = &Flowing{State: "established", Confirmed: true, Begun: "in", Rule: *y.Rule, Generation: 3, Created: at, Revision: 40, Seen: at, Expires: at.Add(time.Hour), Packets: 9, Bytes: 900}
 	return y, nil
 }
 
@@ -220,7 +220,7 @@ flow            established, begun in
 admitted by     rule 3 (web/r-3)
                 ingress tcp port 80
 judged          at generation 3, again with its next packet (the port is at 4)
-created         1970-01-01T00:00:00Z
+created         1970-01-01T00:00:00Z, at revision 40
 last packet     1970-01-01T00:00:00Z
 expires         1970-01-01T01:00:00Z
 counted         9 packets, 900 bytes, both ways

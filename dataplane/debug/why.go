@@ -57,7 +57,8 @@ type Flowing struct {
 	Keep       bool      `json:"keep,omitempty"` // it outlives its rule
 	Generation uint32    `json:"generation"`     // the port's when it was last judged
 	Created    time.Time `json:"created"`
-	Seen       time.Time `json:"seen"` // its last packet
+	Revision   uint64    `json:"revision,omitempty"` // that the maps held then; 0: longer ago than the agent remembers
+	Seen       time.Time `json:"seen"`               // its last packet
 	Expires    time.Time `json:"expires"`
 	Packets    uint64    `json:"packets"`
 	Bytes      uint64    `json:"bytes"`
@@ -112,7 +113,11 @@ func printFlowing(row func(...any), y Why, f *Flowing) {
 		judged += fmt.Sprintf(", again with its next packet (the port is at %d)", y.Generation)
 	}
 	row("judged", judged)
-	row("created", f.Created.Format(time.RFC3339Nano))
+	created := f.Created.Format(time.RFC3339Nano)
+	if f.Revision != 0 {
+		created += fmt.Sprintf(", at revision %d", f.Revision)
+	}
+	row("created", created)
 	row("last packet", f.Seen.Format(time.RFC3339Nano))
 	row("expires", f.Expires.Format(time.RFC3339Nano))
 	row("counted", fmt.Sprintf("%d packets, %d bytes, both ways", f.Packets, f.Bytes))

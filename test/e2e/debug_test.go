@@ -211,7 +211,7 @@ func (o *observed) explains(t *testing.T) {
 	why := asked[debug.Why](t, o, "why", "tcp", conn.LocalAddr().String(), conn.RemoteAddr().String())
 	f := why.Flow
 	if f == nil || f.State != "established" || !strings.HasPrefix(f.Rule.Origin, "web/") || f.Generation != why.Generation ||
-		time.Since(f.Created) > time.Minute || f.Packets < 2 || why.Revision == 0 || !why.Admitted {
+		time.Since(f.Created) > time.Minute || f.Packets < 2 || f.Revision == 0 || f.Revision > why.Revision || !why.Admitted {
 		t.Errorf("a flow that lives: %+v, %+v", why, f)
 	}
 	// The other side of the same flow.
