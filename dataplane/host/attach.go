@@ -281,7 +281,7 @@ func (h *Host) DetachPort(port uint32) error {
 	if last, err := h.PortStats(port); err == nil && h.detached != nil {
 		h.detached(port, last)
 	}
-	errs = append(errs, h.forgetStat(port))
+	errs = append(errs, h.forgetStat(port), h.forgetNotes(port))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("detach port %d: %w", port, err)
 	}

@@ -241,8 +241,22 @@ func (b *bench) selfTest() {
 // detach ends the port, then the whole dataplane.
 func (b *bench) detach(h *host.Host) {
 	b.Helper()
+	const other = port5 + 1
+	for _, port := range []uint32{port5, other} {
+		must(b, h.Maps.Pace.Put(port, &bpf.Pace{Bum: 1, Sent: 2}))
+		must(b, h.Maps.Listeners.Put(bpf.ListenerKey{Vni: 7, Port: port, Group: bpf.Ip16{B: [16]uint8{15: 9}}}, uint64(1)))
+	}
 	must(b, h.DetachPort(port5))
 	must(b, h.DetachPort(port5)) // again: no error
+	for port, keeps := range map[uint32]bool{port5: false, other: true} {
+		var pace bpf.Pace
+		var at uint64
+		must(b, h.Maps.Pace.Lookup(port, &pace))
+		err := h.Maps.Listeners.Lookup(bpf.ListenerKey{Vni: 7, Port: port, Group: bpf.Ip16{B: [16]uint8{15: 9}}}, &at)
+		if (pace != bpf.Pace{}) != keeps || (err == nil) != keeps {
+			b.Errorf("port %d has pace %+v and listens: %v", port, pace, err)
+		}
+	}
 	if _, err := h.Flows(port5); err == nil {
 		b.Error("the port's flows outlive it")
 	}
