@@ -85,7 +85,7 @@ var connections = []Mutant{
 
 var ports = []Mutant{
 	{"any source address", "include/vm.h", "if (reason != REASON_MALFORMED && !owns(port, &f->ip.src))", "if (0)"},
-	{"any source MAC", "port.bpf.c", "if (!same_mac(w->f.src, pc->mac))", "if (0)"},
+	{"a foreign MAC is named otherwise", "port.bpf.c", "return drop(&w->f, REASON_SPOOFED_MAC);", "return drop(&w->f, REASON_SPOOFED_IP);"},
 	{"the host can be reached", "include/vm.h", "if (prefix_flags(&f->ip.dst) & PREFIX_HOST)", "if (0)"},
 	{"special destinations can be reached", "include/vm.h", "if (is_bad_destination(&f->ip))", "if (0)"},
 	{"multicast is no special destination", "include/packet.h", " || within(ip, 0xe0000000, 3)", ""},
