@@ -104,6 +104,28 @@ func (k *Kernel) Flows(id firewall.PortID) (map[firewall.Tuple]*firewall.Flow, e
 	return out, nil
 }
 
+// chosen is the port that a peer's was translated to last. A packet that begins
+// a flow and is too large for the port shows it nowhere else.
+func (k *Kernel) chosen() (port uint16, err error) {
+	var last uint64
+	for name := range tables {
+		for _, m := range k.inner[name] {
+			var key bpf.CtKey
+			var f bpf.Ct
+			entries := m.Iterate()
+			for entries.Next(&key, &f) {
+				if key.Alias != 0 && f.Seen > last {
+					port, last = bpf.BE16(f.PeerPort), f.Seen
+				}
+			}
+			if err := entries.Err(); err != nil {
+				return 0, fmt.Errorf("read %s: %w", name, err)
+			}
+		}
+	}
+	return port, nil
+}
+
 func (k *Kernel) flow(f *bpf.Ct, confirmed bool) *firewall.Flow {
 	has := func(flag uint8) bool { return f.Flags&flag != 0 }
 	flow := &firewall.Flow{

@@ -131,9 +131,18 @@ func (k *Kernel) send(h *firewall.Host, s scenario.Step) (string, error) {
 	if err != nil {
 		return err.Error(), nil // such as two exits of one packet: the program's fault
 	}
-	chosen := func() uint16 { return sourcePort(got.Out) }
+	var unread error
+	chosen := func() (port uint16) {
+		if len(got.Out) > 0 {
+			return sourcePort(got.Out)
+		}
+		port, unread = k.chosen()
+		return port
+	}
 	want := scenario.Judge(h, *s.Send, chosen)
 	switch {
+	case unread != nil:
+		return "", unread
 	case got.Reason != want.Reason:
 		return fmt.Sprintf("%s, the model says %s", got.Reason, want.Reason), nil
 	case !bytes.Equal(got.Out, want.Out):
