@@ -45,7 +45,7 @@ static __always_inline enum reason choose(struct trip *t)
 		trace_choice(t, id);
 	if (!t->backend)
 		return REASON_NO_BACKEND;
-	if (t->probe)
+	if (t->probe || t->error)
 		return REASON_NONE;
 	count_stat(bpf_map_lookup_elem(&svc_stat, &id), &t->pkt);
 	count_stat(bpf_map_lookup_elem(&backend_stat, &t->backend), &t->pkt);
@@ -97,7 +97,7 @@ static __always_inline int from_client(struct xdp_md *ctx, const struct cfg *c, 
 {
 	t->probe = probe_source && t->pkt.saddr == probe_source && ctx->ingress_ifindex != c->uplink;
 	if (!reason)
-		reason = service_of(&t->pkt, &t->svc, &t->svc_index);
+		reason = find_service(ctx, t);
 	if (reason)
 		return unserved(ctx, t, reason);
 	if (is_host_source(t->pkt.saddr) && !t->probe)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 
+#include "about.h"
 #include "encap.h"
 #include "flow.h"
 #include "reach.h"
@@ -52,6 +53,7 @@ enum fate {
 	FATE_DELIVER,
 	FATE_HAND_ON,
 	FATE_REFUSE,
+	FATE_DROP,
 };
 
 /* What a host does with a packet for a backend of its own. */
@@ -59,6 +61,8 @@ static __always_inline enum fate weigh(const struct trip *t, bool known, __u32 n
 {
 	if (known)
 		return FATE_DELIVER;
+	if (t->error)
+		return next && t->hop == 0 ? FATE_HAND_ON : FATE_DROP;
 	if (is_syn(&t->pkt)) {
 		bool draining = t->at->flags & LOCAL_DRAINING;
 		bool ready = t->at->flags & LOCAL_READY && !draining;
@@ -152,14 +156,14 @@ static __always_inline enum reason rewrite_destination(struct cursor c, const st
 	return REASON_NONE;
 }
 
-/* Into a port of this host: rewrite, leave the note, let uplink_in judge. */
+/* Into a port of this host: rewrite, leave the note, let uplink_in judge. An error
+ * is rewritten there, where its flow is found. */
 static __always_inline int deliver(struct xdp_md *ctx, struct trip *t)
 {
 	struct cursor meta;
 	struct note *note;
-	enum reason reason;
+	enum reason reason = t->error ? REASON_NONE : rewrite_destination(xdp_cursor(ctx), t);
 
-	reason = rewrite_destination(xdp_cursor(ctx), t);
 	if (reason)
 		return end_trip(t, XDP_DROP, reason);
 	if (bpf_xdp_adjust_meta(ctx, -(int)sizeof(*note)))
@@ -225,6 +229,8 @@ static __always_inline int travel(struct xdp_md *ctx, const struct cfg *c, struc
 			return deliver(ctx, t);
 		if (fate == FATE_REFUSE)
 			return refuse(ctx, c, t);
+		if (fate == FATE_DROP)
+			return end_trip(t, XDP_DROP, REASON_ICMP_UNMATCHED);
 		here = t->backend;
 		t->backend = next;
 		t->other = here;
@@ -255,15 +261,25 @@ static __always_inline enum reason strip(struct xdp_md *ctx, struct trip *t)
 	return parse_ipv4(&c, &t->pkt);
 }
 
+/* The service that a packet is for, or an error about one of its packets. */
+static __always_inline enum reason find_service(struct xdp_md *ctx, struct trip *t)
+{
+	enum reason reason = service_of(&t->pkt, &t->svc, &t->svc_index);
+
+	if (reason != REASON_NO_SERVICE || !is_error(&t->pkt))
+		return reason;
+	return follow_quote(ctx, t) ?: service_of(&t->pkt, &t->svc, &t->svc_index);
+}
+
 /* The stripped packet's service, and the backend at t->port. */
-static __always_inline enum reason arrive(struct trip *t)
+static __always_inline enum reason arrive(struct xdp_md *ctx, struct trip *t)
 {
 	struct local_key here = { .port = t->port };
 	enum reason reason;
 
 	if (is_host_source(t->pkt.saddr))
 		return REASON_BAD_SOURCE;
-	reason = service_of(&t->pkt, &t->svc, &t->svc_index);
+	reason = find_service(ctx, t);
 	if (reason)
 		return reason;
 	here.service = t->svc->id;
@@ -312,7 +328,7 @@ static __always_inline int from_tunnel(struct xdp_md *ctx, const struct cfg *c, 
 	t->port = station->port;
 	reason = strip(ctx, t);
 	if (!reason)
-		reason = arrive(t);
+		reason = arrive(ctx, t);
 	if (reason)
 		return leave(XDP_DROP, reason);
 	return travel(ctx, c, t);

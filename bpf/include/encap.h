@@ -40,6 +40,7 @@ struct trip {
 	__u32 port;
 	__u8 hop;   /* how often it was handed on */
 	bool probe; /* the self-test's own packet */
+	bool error; /* an ICMP error about the flow that pkt is of (about.h) */
 };
 
 /* The self-test's packets are counted apart, wherever they end. */

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+#include "encap.h"
+#include "inet.h"
+
+/*
+ * An ICMP error for a VIP. It quotes a packet that a backend has sent, and takes
+ * the way of those that the flow's client sends: which slot those have is in the
+ * quote, read backwards. So it comes to the backend whichever LB node gets it.
+ */
+
+/* RFC 792 has 8 bytes of L4 in a quote: the ports. */
+struct quoted_l4 {
+	__be16 sport;
+	__be16 dport;
+	__u8 rest[4];
+};
+
+/* Errors that tell of a flow. Redirects are the routers' affair. */
+static __always_inline bool is_error(const struct packet *pkt)
+{
+	return pkt->proto == IPPROTO_ICMP && (pkt->icmp_type == ICMP_UNREACHABLE ||
+					      pkt->icmp_type == ICMP_TIME_EXCEEDED || pkt->icmp_type == ICMP_PARAMETER);
+}
+
+/* The ports that an ICMP error quotes, and the header before them; NULL when it
+ * quotes none. */
+static __always_inline struct quoted_l4 *take_quote(struct cursor *c, struct iphdr **quoted)
+{
+	struct iphdr *ip, *q;
+
+	if (!take(c, sizeof(struct ethhdr)))
+		return NULL;
+	ip = take(c, sizeof(*ip));
+	if (!ip || !take_l4(c, ip, sizeof(struct icmphdr)))
+		return NULL;
+	q = take(c, sizeof(*q));
+	if (!q || q->version != 4 || q->frag_off & bpf_htons(IP_OFFSET_MASK))
+		return NULL;
+	*quoted = q;
+	return take_l4(c, q, sizeof(struct quoted_l4));
+}
+
+/*
+ * Have the trip of an ICMP error go where its flow's packets go: from here on
+ * t->pkt is one that the client has sent, but for the size and the hops left. A
+ * reason leaves it as it was.
+ */
+static __noinline enum reason follow_quote(struct xdp_md *ctx, struct trip *t)
+{
+	struct cursor c = xdp_cursor(ctx);
+	struct packet *pkt = &t->pkt;
+	struct quoted_l4 *l4;
+	struct iphdr *q;
+
+	l4 = take_quote(&c, &q);
+	if (!l4 || q->saddr != pkt->daddr || (q->protocol != IPPROTO_TCP && q->protocol != IPPROTO_UDP))
+		return REASON_NO_SERVICE;
+	if (is_host_source(pkt->saddr))
+		return REASON_BAD_SOURCE;
+	pkt->saddr = q->daddr;
+	pkt->sport = l4->dport;
+	pkt->dport = l4->sport;
+	pkt->proto = q->protocol;
+	t->error = true;
+	return REASON_NONE;
+}
