@@ -103,7 +103,7 @@ program() { gotest -tags program -p 2 -timeout 10m -run "$(files program | tests
 lab() {
 	local one_by_one
 	one_by_one=$(files lab | grep -E "$judges" | tests "$alone")
-	both 'verbose -tags lab -p 2 -parallel 3 -count=1 -timeout 20m -run "$(files lab | tests "$all")" -skip "$one_by_one" $(files lab | folders)' \
+	both 'verbose -tags lab -p 2 -parallel 4 -count=1 -timeout 20m -run "$(files lab | tests "$all")" -skip "$one_by_one" $(files lab | folders)' \
 		'verbose -tags lab -p 2 -count=1 -timeout 20m -run "$one_by_one" $(files lab | grep -E "$judges" | folders)'
 }
 crash() { CAIRN_CRASH_ALL=1 verbose -tags lab -count=1 -timeout 20m -run '^TestEveryCommitIsACrashPoint$' ./test/e2e; }

@@ -104,6 +104,7 @@ func TestSilencedChecksRemoveNothing(t *testing.T) {
 // TestAgentKilledWhileThePoolGrows as well, is the loss of the program: that
 // fails requests.
 func TestVIPOutlivesItsAgent(t *testing.T) {
+	t.Parallel()
 	look := 15 * time.Second // three leases
 	if os.Getenv("CAIRN_LONG") != "" {
 		look = time.Minute
