@@ -252,7 +252,7 @@ type Check struct {
 
 	TLSSNI        string
 	TLSSkipVerify bool
-	StrikesOK     uint32 // successes in a row; 0: one
+	StrikesOK     uint32 // successes in a row that end a failure; 0: as lb/health has it
 }
 
 // Announcement is a prefix to announce. Announcers are hosts in order of rank:

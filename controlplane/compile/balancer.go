@@ -176,21 +176,19 @@ func (c *Compiler) service(id cloud.ID) ([]Placed, error) {
 	return items, nil
 }
 
-// checkOf a backend. One by https is asked whether it takes the connection: no
-// host speaks TLS to instances.
+// checkOf a backend: what the contract says, a server name for https alone.
 func checkOf(d store.ServiceDoc, b store.BackendDoc, address netip.Addr) wire.Check {
 	h := d.Healthcheck.WithDefaults(d.TargetPort)
-	mode := string(h.Mode)
-	if h.Mode == cloud.CheckHTTPS {
-		mode = string(cloud.CheckTCP)
-	}
 	check := wire.Check{
-		Service: d.Number, Backend: b.Number, Mode: mode, Address: address, Port: h.Port,
+		Service: d.Number, Backend: b.Number, Mode: string(h.Mode), Address: address, Port: h.Port,
 		Interval: time.Duration(h.Interval) * time.Second, Timeout: time.Duration(h.Timeout) * time.Second,
 		Retries: uint32(h.Retries), Generation: b.Generation,
 	}
-	if mode == string(cloud.CheckHTTP) {
+	if h.Mode != cloud.CheckTCP {
 		check.URI = h.URI
+	}
+	if h.Mode == cloud.CheckHTTPS {
+		check.TLSSNI = h.TLSSNI
 	}
 	return check
 }

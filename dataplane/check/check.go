@@ -78,8 +78,9 @@ func (c *Checks) Set(view table.View) {
 
 func translate(c wire.Check) health.Check {
 	return health.Check{
-		Mode: health.Mode(c.Mode), Address: c.Address, Port: c.Port, URI: c.URI,
-		Interval: c.Interval, Timeout: c.Timeout, Retries: int(c.Retries),
+		Mode: health.Mode(c.Mode), Address: c.Address, Port: c.Port, URI: c.URI, SNI: c.TLSSNI,
+		Verify:   c.Elastic != 0 && !c.TLSSkipVerify, // a backend of a service is never asked who it is
+		Interval: c.Interval, Timeout: c.Timeout, Retries: int(c.Retries), Rise: int(c.StrikesOK),
 	}
 }
 

@@ -21,45 +21,56 @@ import (
 
 const doorNamespace = "cchk-svc"
 
-// listen makes the namespace and listens there on loopback. The socket stays in
-// the namespace that opened it.
-func listen(t *testing.T) net.Listener {
+// listen makes the namespace and listens there on loopback.
+func listen(t *testing.T) net.Listener { return listenAt(t, "127.0.0.1:0")[0] }
+
+// listenAt makes the namespace and listens there. A socket stays in the namespace
+// that opened it.
+func listenAt(t *testing.T, addresses ...string) []net.Listener {
 	t.Helper()
-	type result struct {
-		listener net.Listener
-		err      error
-	}
-	done := make(chan result)
+	var listeners []net.Listener
+	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends in the other namespace
-		_ = netns.DeleteNamed(doorNamespace)
-		ns, err := netns.NewNamed(doorNamespace)
-		if err != nil {
-			done <- result{nil, err}
-			return
-		}
-		defer ns.Close()
-		lo, err := netlink.LinkByName("lo")
-		if err == nil {
-			err = netlink.LinkSetUp(lo)
-		}
-		if err != nil {
-			done <- result{nil, err}
-			return
-		}
-		l, err := net.Listen("tcp4", "127.0.0.1:0")
-		done <- result{l, err}
+		err := inNewNamespace(func() error {
+			for _, address := range addresses {
+				l, err := net.Listen("tcp4", address)
+				if err != nil {
+					return err
+				}
+				listeners = append(listeners, l)
+			}
+			return nil
+		})
+		done <- err
 	}()
-	r := <-done
+	err := <-done
 	t.Cleanup(func() {
 		if err := netns.DeleteNamed(doorNamespace); err != nil && !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("remove the namespace: %v", err)
 		}
 	})
-	if r.err != nil {
-		t.Fatal(r.err)
+	if err != nil {
+		t.Fatal(err)
 	}
-	return r.listener
+	return listeners
+}
+
+func inNewNamespace(do func() error) error {
+	_ = netns.DeleteNamed(doorNamespace)
+	ns, err := netns.NewNamed(doorNamespace)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(lo)
+	}
+	if err != nil {
+		return err
+	}
+	return do()
 }
 
 func TestDoorLeadsIntoTheNamespace(t *testing.T) {

@@ -3,6 +3,7 @@
 package health
 
 import (
+	"cmp"
 	"context"
 	"math/rand/v2"
 	"sync"
@@ -148,7 +149,7 @@ func (c *Checker) probe(ctx context.Context, key string, r *run, counts bool, wi
 	}
 	before := r.state.Verdict()
 	if counts {
-		r.state = r.state.Next(err == nil, r.check.Retries, c.vote.Load())
+		r.state = r.state.Next(err == nil, r.check.Retries, cmp.Or(r.check.Rise, Rise), c.vote.Load())
 	} else {
 		r.state = r.state.Between(err == nil, r.check.Retries)
 	}

@@ -32,7 +32,7 @@ type Mode string
 const (
 	TCP   Mode = "tcp"   // a connection is accepted
 	HTTP  Mode = "http"  // a GET is answered by a status of 2xx
-	HTTPS Mode = "https" // the same through TLS; the certificate is not judged
+	HTTPS Mode = "https" // the same through TLS; its certificate is judged only if Verify says so
 )
 
 // Check is what to check, and how often.
@@ -41,22 +41,24 @@ type Check struct {
 	Address netip.Addr
 	Port    uint16
 	URI     string // http and https; "/" if empty
-	SNI     string // https; the server name to ask for
+	SNI     string // https; the server name to ask for, in TLS and as the request's host
+	Verify  bool   // https: the certificate must be SNI's (or the address's), by this machine's roots
 
 	Interval time.Duration // from the start of a probe to the start of the next
 	Timeout  time.Duration // of one probe; never more than Interval
 	Retries  int           // failures in a row beyond the first that make a Failure
+	Rise     int           // successes in a row that end a Failure; Rise if 0
 }
 
 // place is the part of a check that says what is checked: when it changes, what
 // was found before says nothing any more.
 func (c Check) place() Check {
-	c.Interval, c.Timeout, c.Retries = 0, 0, 0
+	c.Interval, c.Timeout, c.Retries, c.Rise = 0, 0, 0, 0
 	return c
 }
 
-// Rise is how many successes in a row it takes to leave Failure: one may be a
-// server that comes up and falls down again.
+// Rise is how many successes in a row it takes to leave Failure where the check
+// does not say: one may be a server that comes up and falls down again.
 const Rise = 2
 
 // State is what a check has found so far. The zero State is that of a new one.
@@ -89,18 +91,19 @@ func (s State) Between(ok bool, retries int) State {
 	if !ok || !s.Eager(retries) {
 		return s
 	}
-	return s.Next(true, retries, true)
+	return s.Next(true, retries, Rise, true)
 }
 
 // Next takes the result of one probe into account. Without a vote the probe may
 // make a Success, but never a Failure: a checker of whose probes none has
 // succeeded yet may be the one that is cut off. Failures are counted all the
-// same, and speak at the first one that comes with a vote.
-func (s State) Next(ok bool, retries int, vote bool) State {
+// same, and speak at the first one that comes with a vote. Out of a Failure it
+// takes rise successes in a row.
+func (s State) Next(ok bool, retries, rise int, vote bool) State {
 	if ok {
 		s.failures = 0
-		if s.successes++; s.Verdict() != Failure || s.successes >= Rise {
-			s.verdict, s.successes = Success, Rise
+		if s.successes++; s.Verdict() != Failure || s.successes >= rise {
+			s.verdict, s.successes = Success, 0
 		}
 		return s
 	}

@@ -14,7 +14,7 @@ import (
 func ExampleState() {
 	var s health.State
 	for _, ok := range []bool{false, true, false, false, false, true, true} {
-		s = s.Next(ok, 2, true)
+		s = s.Next(ok, 2, health.Rise, true)
 		fmt.Print(s.Verdict(), " ")
 	}
 	fmt.Println()
@@ -46,7 +46,7 @@ func TestState(t *testing.T) {
 	} {
 		var s health.State
 		for _, p := range c.probes {
-			s = s.Next(p == '+' || p == 'p', c.retries, p == '+' || p == '-')
+			s = s.Next(p == '+' || p == 'p', c.retries, health.Rise, p == '+' || p == '-')
 		}
 		if s.Verdict() != c.want {
 			t.Errorf("%q with %d retries: %s, want %s", c.probes, c.retries, s.Verdict(), c.want)
@@ -61,7 +61,7 @@ func TestStateBetween(t *testing.T) {
 		retries := rapid.IntRange(0, 5).Draw(t, "retries")
 		var s health.State
 		for range rapid.IntRange(0, 12).Draw(t, "probes") {
-			s = s.Next(rapid.Bool().Draw(t, "ok"), retries, rapid.Bool().Draw(t, "vote"))
+			s = s.Next(rapid.Bool().Draw(t, "ok"), retries, health.Rise, rapid.Bool().Draw(t, "vote"))
 		}
 		ok := rapid.Bool().Draw(t, "between")
 		after := s.Between(ok, retries)
@@ -79,17 +79,18 @@ func TestStateBetween(t *testing.T) {
 }
 
 // A failure is always preceded by more failures in a row than there are retries,
-// the last with a vote; a success by a success; and it takes Rise of them to get
-// away from a failure.
+// the last with a vote; a success by a success; and it takes as many as the check
+// says to get away from a failure.
 func TestStateAlways(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		retries := rapid.IntRange(0, 5).Draw(t, "retries")
+		rise := rapid.IntRange(1, 5).Draw(t, "rise")
 		var s health.State
 		up, down := 0, 0
 		for range rapid.IntRange(1, 60).Draw(t, "probes") {
 			ok, vote := rapid.Bool().Draw(t, "ok"), rapid.Bool().Draw(t, "vote")
 			before := s.Verdict()
-			s = s.Next(ok, retries, vote)
+			s = s.Next(ok, retries, rise, vote)
 			if ok {
 				up, down = up+1, 0
 			} else {
@@ -104,7 +105,7 @@ func TestStateAlways(t *testing.T) {
 				t.Fatal("back to the beginning")
 			case after == health.Failure && (ok || !vote || down <= retries):
 				t.Fatalf("failure after %d failures, vote %v", down, vote)
-			case after == health.Success && (!ok || before == health.Failure && up < health.Rise):
+			case after == health.Success && (!ok || before == health.Failure && up < rise):
 				t.Fatalf("success after %d", up)
 			}
 		}

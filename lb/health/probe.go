@@ -65,8 +65,8 @@ func probeHTTP(ctx context.Context, dial Dialer, c Check) error {
 			reset(conn)
 			return conn, nil
 		},
-		// A backend is asked whether it serves, not who it is.
-		TLSClientConfig:        &tls.Config{ServerName: c.SNI, InsecureSkipVerify: true},
+		// Asked whether it serves; who it is, only where the check wants to know.
+		TLSClientConfig:        &tls.Config{ServerName: c.SNI, InsecureSkipVerify: !c.Verify},
 		DisableKeepAlives:      true,
 		MaxResponseHeaderBytes: 64 << 10,
 	}

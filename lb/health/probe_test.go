@@ -4,6 +4,7 @@ package health_test
 
 import (
 	"context"
+	"crypto/tls"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -101,6 +102,44 @@ func TestProbeTCP(t *testing.T) {
 	listener.Close()
 	if err := health.Probe(t.Context(), dial, check); err == nil || !strings.HasPrefix(err.Error(), "connect: ") {
 		t.Errorf("closed: %v", err)
+	}
+}
+
+// An https probe asks for the name it was told, in TLS too, and none if it was
+// told none; whose certificate it gets is judged only where the check says so.
+func TestProbeAsksForAName(t *testing.T) {
+	var asked atomic.Value
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {}))
+	server.TLS = &tls.Config{GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		asked.Store(hello.ServerName)
+		return nil, nil
+	}}
+	server.StartTLS()
+	defer server.Close()
+	for _, c := range []struct {
+		sni    string
+		verify bool
+		says   string
+	}{
+		{"www.example.net", false, ""},
+		{"", false, ""},
+		{"www.example.net", true, "certificate"},
+	} {
+		check := at(t, server.Listener.Addr().String())
+		check.Mode, check.SNI, check.Verify = health.HTTPS, c.sni, c.verify
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		err := health.Probe(ctx, dial, check)
+		cancel()
+		if (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) || asked.Load() != c.sni {
+			t.Errorf("%+v: %v, asked for %q", c, err, asked.Load())
+		}
+	}
+	// Over TCP alone no TLS is spoken: the server would have been asked.
+	asked.Store("nothing")
+	check := at(t, server.Listener.Addr().String())
+	check.Mode, check.SNI = health.TCP, "www.example.net"
+	if err := health.Probe(t.Context(), dial, check); err != nil || asked.Load() != "nothing" {
+		t.Errorf("tcp: %v, asked for %v", err, asked.Load())
 	}
 }
 

@@ -2899,7 +2899,7 @@ type Check struct {
 	CheckedPort   uint32                 `protobuf:"varint,12,opt,name=checked_port,json=checkedPort,proto3" json:"checked_port,omitempty"` // the port (interface) that an elastic IP's check is about
 	TlsSni        string                 `protobuf:"bytes,13,opt,name=tls_sni,json=tlsSni,proto3" json:"tls_sni,omitempty"`
 	TlsSkipVerify bool                   `protobuf:"varint,14,opt,name=tls_skip_verify,json=tlsSkipVerify,proto3" json:"tls_skip_verify,omitempty"`
-	StrikesOk     uint32                 `protobuf:"varint,15,opt,name=strikes_ok,json=strikesOk,proto3" json:"strikes_ok,omitempty"` // successes in a row; 0: one
+	StrikesOk     uint32                 `protobuf:"varint,15,opt,name=strikes_ok,json=strikesOk,proto3" json:"strikes_ok,omitempty"` // successes in a row that end a failure; 0: two
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
