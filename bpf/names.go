@@ -15,6 +15,11 @@ type (
 	Vtep        = uplinkVtep
 	Refusals    = uplinkRefusals
 	Reach       = uplinkReach
+	VipNodes    = uplinkVipNodes
+	VipFragKey  = uplinkVipFragKey
+	VipFrag     = uplinkVipFrag
+	VipPace     = uplinkVipPace
+	VtepError   = uplinkVtepError
 	LocalKey    = uplinkLocalKey
 	Local       = uplinkLocal
 	FdbKey      = uplinkFdbKey

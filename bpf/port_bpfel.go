@@ -124,7 +124,11 @@ type portMapSpecs struct {
 	TraceSteps  *ebpf.MapSpec `ebpf:"trace_steps"`
 	Vip4        *ebpf.MapSpec `ebpf:"vip4"`
 	VipBits     *ebpf.MapSpec `ebpf:"vip_bits"`
+	VipFrag     *ebpf.MapSpec `ebpf:"vip_frag"`
+	VipNodes    *ebpf.MapSpec `ebpf:"vip_nodes"`
+	VipPace     *ebpf.MapSpec `ebpf:"vip_pace"`
 	Vipaddr4    *ebpf.MapSpec `ebpf:"vipaddr4"`
+	VtepErrors  *ebpf.MapSpec `ebpf:"vtep_errors"`
 	VtepSeen    *ebpf.MapSpec `ebpf:"vtep_seen"`
 	Vteps       *ebpf.MapSpec `ebpf:"vteps"`
 	Watch       *ebpf.MapSpec `ebpf:"watch"`
@@ -231,7 +235,11 @@ type portMaps struct {
 	TraceSteps  *ebpf.Map `ebpf:"trace_steps"`
 	Vip4        *ebpf.Map `ebpf:"vip4"`
 	VipBits     *ebpf.Map `ebpf:"vip_bits"`
+	VipFrag     *ebpf.Map `ebpf:"vip_frag"`
+	VipNodes    *ebpf.Map `ebpf:"vip_nodes"`
+	VipPace     *ebpf.Map `ebpf:"vip_pace"`
 	Vipaddr4    *ebpf.Map `ebpf:"vipaddr4"`
+	VtepErrors  *ebpf.Map `ebpf:"vtep_errors"`
 	VtepSeen    *ebpf.Map `ebpf:"vtep_seen"`
 	Vteps       *ebpf.Map `ebpf:"vteps"`
 	Watch       *ebpf.Map `ebpf:"watch"`
@@ -286,7 +294,11 @@ func (m *portMaps) Close() error {
 		m.TraceSteps,
 		m.Vip4,
 		m.VipBits,
+		m.VipFrag,
+		m.VipNodes,
+		m.VipPace,
 		m.Vipaddr4,
+		m.VtepErrors,
 		m.VtepSeen,
 		m.Vteps,
 		m.Watch,

@@ -50,6 +50,9 @@ const (
 	ReasonPassNotIPv4      = uplinkReasonREASON_PASS_NOT_IPV4
 	ReasonPassHost         = uplinkReasonREASON_PASS_HOST
 	ReasonPassOtherVNI     = uplinkReasonREASON_PASS_OTHER_VNI
+	ReasonPassUnderlay     = uplinkReasonREASON_PASS_UNDERLAY
+	ReasonToOwner          = uplinkReasonREASON_TO_OWNER
+	ReasonTTLAnswered      = uplinkReasonREASON_TTL_ANSWERED
 	ReasonPassOtherMAC     = uplinkReasonREASON_PASS_OTHER_MAC
 	ReasonSent             = uplinkReasonREASON_SENT
 	ReasonForwarded        = uplinkReasonREASON_FORWARDED

@@ -8,6 +8,7 @@
 #include "export.h"
 #include "nlb.h"
 #include "port.h"
+#include "underlay.h"
 
 /* The uplink: what comes from the network, first in XDP, then at tcx. */
 
@@ -129,6 +130,8 @@ int uplink(struct xdp_md *ctx)
 		return leave(XDP_DROP, REASON_MALFORMED);
 	if (pkt->daddr == c->endpoint && pkt->proto == IPPROTO_UDP && pkt->dport == bpf_htons(VXLAN_PORT))
 		return from_tunnel(ctx, c, cur, &trip);
+	if (pkt->daddr == c->endpoint && !reason && is_underlay_error(ctx, pkt))
+		return leave(XDP_PASS, REASON_PASS_UNDERLAY);
 	if (!vip_bit(pkt->daddr))
 		return leave(XDP_PASS, REASON_PASS_HOST);
 	return from_client(ctx, c, &trip, reason);

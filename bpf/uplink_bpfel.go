@@ -492,7 +492,10 @@ const (
 	uplinkReasonREASON_PASS_OTHER_VNI     uplinkReason = 3
 	uplinkReasonREASON_PASS_OTHER_MAC     uplinkReason = 4
 	uplinkReasonREASON_PASS_NOT_IP        uplinkReason = 5
+	uplinkReasonREASON_PASS_UNDERLAY      uplinkReason = 6
 	uplinkReasonREASON_CT_QUOTA           uplinkReason = 8
+	uplinkReasonREASON_TO_OWNER           uplinkReason = 7
+	uplinkReasonREASON_TTL_ANSWERED       uplinkReason = 9
 	uplinkReasonREASON_SENT               uplinkReason = 10
 	uplinkReasonREASON_FORWARDED          uplinkReason = 11
 	uplinkReasonREASON_DELIVERED          uplinkReason = 12
@@ -715,10 +718,57 @@ type uplinkVip4Key struct {
 	Pad   uint8
 }
 
+type uplinkVipFrag struct {
+	_       structs.HostLayout
+	Seen    uint64
+	Svc     uint32
+	Hash    uint32
+	Backend uint32
+	Other   uint32
+	Hop     uint8
+	Pad     [7]uint8
+}
+
+type uplinkVipFragKey struct {
+	_     structs.HostLayout
+	Src   uplinkIp16
+	Dst   uplinkIp16
+	Id    uint32
+	Proto uint8
+	Pad   [3]uint8
+}
+
+type uplinkVipNodes struct {
+	_     structs.HostLayout
+	Count uint32
+	Node  [16]struct {
+		_        structs.HostLayout
+		Host     uint32
+		Endpoint uint32
+		Nexthop  uint32
+	}
+}
+
+type uplinkVipPace struct {
+	_         structs.HostLayout
+	Told      uint64
+	Fragments uint64
+}
+
 type uplinkVtep struct {
 	_    structs.HostLayout
 	Host uint32
 	Pmtu uint32
+}
+
+type uplinkVtepError struct {
+	_     structs.HostLayout
+	Seen  uint64
+	Count uint64
+	From  uint32
+	Mtu   uint16
+	Type  uint8
+	Code  uint8
 }
 
 type uplinkWatch struct {
@@ -944,7 +994,11 @@ type uplinkMapSpecs struct {
 	TraceSteps  *ebpf.MapSpec `ebpf:"trace_steps"`
 	Vip4        *ebpf.MapSpec `ebpf:"vip4"`
 	VipBits     *ebpf.MapSpec `ebpf:"vip_bits"`
+	VipFrag     *ebpf.MapSpec `ebpf:"vip_frag"`
+	VipNodes    *ebpf.MapSpec `ebpf:"vip_nodes"`
+	VipPace     *ebpf.MapSpec `ebpf:"vip_pace"`
 	Vipaddr4    *ebpf.MapSpec `ebpf:"vipaddr4"`
+	VtepErrors  *ebpf.MapSpec `ebpf:"vtep_errors"`
 	VtepSeen    *ebpf.MapSpec `ebpf:"vtep_seen"`
 	Vteps       *ebpf.MapSpec `ebpf:"vteps"`
 	Watch       *ebpf.MapSpec `ebpf:"watch"`
@@ -1053,7 +1107,11 @@ type uplinkMaps struct {
 	TraceSteps  *ebpf.Map `ebpf:"trace_steps"`
 	Vip4        *ebpf.Map `ebpf:"vip4"`
 	VipBits     *ebpf.Map `ebpf:"vip_bits"`
+	VipFrag     *ebpf.Map `ebpf:"vip_frag"`
+	VipNodes    *ebpf.Map `ebpf:"vip_nodes"`
+	VipPace     *ebpf.Map `ebpf:"vip_pace"`
 	Vipaddr4    *ebpf.Map `ebpf:"vipaddr4"`
+	VtepErrors  *ebpf.Map `ebpf:"vtep_errors"`
 	VtepSeen    *ebpf.Map `ebpf:"vtep_seen"`
 	Vteps       *ebpf.Map `ebpf:"vteps"`
 	Watch       *ebpf.Map `ebpf:"watch"`
@@ -1108,7 +1166,11 @@ func (m *uplinkMaps) Close() error {
 		m.TraceSteps,
 		m.Vip4,
 		m.VipBits,
+		m.VipFrag,
+		m.VipNodes,
+		m.VipPace,
 		m.Vipaddr4,
+		m.VtepErrors,
 		m.VtepSeen,
 		m.Vteps,
 		m.Watch,

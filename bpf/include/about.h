@@ -42,6 +42,21 @@ static __always_inline struct quoted_l4 *take_quote(struct cursor *c, struct iph
 	return take_l4(c, q, sizeof(struct quoted_l4));
 }
 
+/* The MTU that a "fragmentation needed" names (RFC 1191). */
+static __always_inline __u16 next_mtu(struct cursor c)
+{
+	struct iphdr *ip;
+	struct icmphdr *icmp;
+
+	if (!take(&c, sizeof(struct ethhdr)))
+		return 0;
+	ip = take(&c, sizeof(*ip));
+	if (!ip)
+		return 0;
+	icmp = take_l4(&c, ip, sizeof(*icmp));
+	return icmp ? bpf_ntohs(icmp->sequence) : 0;
+}
+
 /*
  * Have the trip of an ICMP error go where its flow's packets go: from here on
  * t->pkt is one that the client has sent, but for the size and the hops left. A

@@ -18,6 +18,7 @@
 #include "maps_policy.h"
 #include "maps_port.h"
 #include "maps_private.h"
+#include "maps_vip.h"
 #include "maps_watch.h"
 #include "trace.h"
 

@@ -16,11 +16,14 @@ enum reason {
 	REASON_PASS_OTHER_VNI = 3, /* a tunnel packet of another network */
 	REASON_PASS_OTHER_MAC = 4, /* a frame for another station, flooded */
 	REASON_PASS_NOT_IP = 5,	   /* tcx: ARP, a VLAN, anything else on the uplink */
+	REASON_PASS_UNDERLAY = 6,  /* an ICMP error about a tunnel packet of ours */
 
 	/* Counted beside the reason of the same packet's exit. */
 	REASON_CT_QUOTA = 8, /* a confirmed flow found the quota used up and stays among the new */
 
 	/* Done as meant. */
+	REASON_TO_OWNER = 7,		/* a fragment, to the node that has the others */
+	REASON_TTL_ANSWERED = 9,	/* hops spent: the sender was told */
 	REASON_SENT = 10,		/* encapsulated towards a backend, left */
 	REASON_FORWARDED = 11,		/* handed on to the other owner of its slot */
 	REASON_DELIVERED = 12,		/* rewritten and noted for uplink_in */

@@ -38,6 +38,7 @@ func (a *Agent) Status() debug.Status {
 		s.Digests[kind.String()] = debug.Digest{Count: d.Count, Sum: fmt.Sprintf("%016x", d.Sum)}
 	}
 	s.Alarm, s.Refusals = a.table.Alarm()
+	s.Tunnels = a.tunnels()
 	var meta bpf.Meta
 	if err := a.host.Maps.Meta.Lookup(uint32(0), &meta); err == nil {
 		s.Programs = map[string]uint32{

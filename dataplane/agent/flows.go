@@ -35,12 +35,14 @@ func (a *Agent) collect(ctx context.Context) {
 	sweep, drain := time.NewTicker(sweepPeriod), time.NewTicker(drainPeriod)
 	defer sweep.Stop()
 	defer drain.Stop()
+	tunnels := map[uint32]uint64{}
 	d := drains{since: map[drainKey]time.Time{}, told: map[drainKey]uint64{}}
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-sweep.C:
+			a.alarm(tunnels)
 			live, _, err := a.host.Sweep()
 			if err != nil {
 				a.log.Warn("expired flows not deleted", "error", err)

@@ -50,6 +50,7 @@ type Status struct {
 	Digests    map[string]Digest `json:"digests"`
 	Alarm      string            `json:"alarm,omitempty"` // why the last change was refused
 	Refusals   uint64            `json:"refusals"`
+	Tunnels    []Tunnel          `json:"tunnels,omitempty"`   // that met errors on their way
 	Unsettled  map[string]string `json:"unsettled,omitempty"` // unit → why it is not as wanted
 	Repaired   uint64            `json:"repaired"`            // map entries that somebody else had changed
 	Programs   map[string]uint32 `json:"programs"`            // name → id
@@ -57,6 +58,15 @@ type Status struct {
 	Memory     uint64            `json:"memory"` // resident bytes of the process
 	Flows      uint64            `json:"flows"`  // live, as of the last sweep
 	Rounds     []Round           `json:"rounds"` // the last ones, the latest last
+}
+
+// Tunnel to a host whose packets met errors in the underlay.
+type Tunnel struct {
+	Host     uint32        `json:"host"`
+	Endpoint netip.Addr    `json:"endpoint"`
+	Errors   uint64        `json:"errors"` // ICMP errors that came back, since the programs were loaded first
+	Ago      time.Duration `json:"ago_ns"` // the last one
+	Last     string        `json:"last"`   // what it says
 }
 
 // Digest of a kind; Sum is in hexadecimal.

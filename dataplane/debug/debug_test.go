@@ -32,6 +32,7 @@ func (source) Status() Status {
 		Desired: table.Mark{Epoch: 1, Revision: 9}, Programmed: table.Mark{Epoch: 1, Revision: 8},
 		Control: sync.State{Since: time.Unix(60, 0).UTC(), Error: "connection refused"}, UplinkDown: true, UplinkMTU: 1600,
 		Digests: map[string]Digest{"host": {3, "00000000000000ff"}}, Alarm: "snapshot: it would remove the last 3 of kind host", Refusals: 1,
+		Tunnels:   []Tunnel{{Host: 2, Endpoint: netip.MustParseAddr("10.64.0.3"), Errors: 4, Ago: 90 * time.Second, Last: "10.64.0.0 takes no packet above 1500 bytes"}},
 		Unsettled: map[string]string{"service/3": "the map is full"}, Programs: map[string]uint32{"uplink": 7}, Maps: map[string]uint32{"vip4": 8},
 		Memory: 37 << 20, Flows: 5,
 	}
@@ -109,6 +110,9 @@ repaired    0
 
 KIND  COUNT  DIGEST
 host  3      00000000000000ff
+
+TUNNEL TO            ERRORS  LAST       WHICH SAYS
+host 2 at 10.64.0.3  4       1m30s ago  10.64.0.0 takes no packet above 1500 bytes
 
 UNSETTLED  WHY
 service/3  the map is full

@@ -56,6 +56,15 @@ func printStatus(w io.Writer, s Status) {
 			row(kind, s.Digests[kind].Count, s.Digests[kind].Sum)
 		}
 	})
+	if len(s.Tunnels) > 0 {
+		fmt.Fprintln(w)
+		grid(w, func(row func(...any)) {
+			row("TUNNEL TO", "ERRORS", "LAST", "WHICH SAYS")
+			for _, t := range s.Tunnels {
+				row(fmt.Sprintf("host %d at %s", t.Host, t.Endpoint), t.Errors, t.Ago.Round(time.Second).String()+" ago", t.Last)
+			}
+		})
+	}
 	if len(s.Unsettled) > 0 {
 		fmt.Fprintln(w)
 		grid(w, func(row func(...any)) {

@@ -188,6 +188,7 @@ func own(h *host.Host, port uint32) (fresh, established uint64, err error) {
 var balancing = map[string]bool{
 	"vip_bits": true, "vip4": true, "vipaddr4": true, "svc": true, "slots": true, "backends": true, "nexthops": true,
 	"svc_stat": true, "backend_stat": true, "local": true, "refusals": true,
+	"vip_nodes": true, "vip_frag": true, "vip_pace": true,
 }
 
 // common sums the pinned maps, which all ports of a host share, and those of load
