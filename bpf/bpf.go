@@ -74,9 +74,16 @@ func AddrBE32(v uint32) netip.Addr {
 }
 
 // VIPBit says which bit of which word of the map vip_bits stands for a VIP
-// address; the twin of vip_bit in include/nlb.h.
+// address; the twin of vip_hash and vip_bit in include/nlb.h.
 func VIPBit(vip netip.Addr) (word uint32, mask uint64) {
-	h := (BE32(vip) * 0x9E3779B1) >> (32 - 17)
+	b := vip.As16()
+	var h uint32
+	for i, k := range []uint32{0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F, 0x9E3779B1} {
+		if i == 3 || vip.Is6() {
+			h += binary.NativeEndian.Uint32(b[4*i:]) * k
+		}
+	}
+	h >>= 32 - 17
 	return h >> 6, 1 << (h & 63)
 }
 

@@ -50,6 +50,7 @@ const (
 	port6, mac6, addr6 = uint32(6), "02:ca:00:00:00:06", "198.51.100.6"
 	mac11              = "02:ca:00:00:00:0b" // of backend 11's port, on host 2
 
+	vip6             = "[2001:db8:ee::1]:80"
 	addr5v6, addr6v6 = "2001:db8:5::5", "2001:db8:5::6"
 	client6          = "[2001:db8:9::9]:1234"
 
@@ -58,9 +59,14 @@ const (
 	tcpService, udpService = uint32(7), uint32(8)
 	tcpIndex, udpIndex     = uint32(3), uint32(4)
 
-	loopback = 1 // the device of a test run's skb
-	probe    = "169.254.169.253"
-	selfTest = "169.254.169.251"
+	// The same of IPv6, with the same slots.
+	tcpService6, udpService6 = uint32(27), uint32(28)
+	tcpIndex6, udpIndex6     = uint32(13), uint32(14)
+
+	loopback  = 1 // the device of a test run's skb
+	probe     = "169.254.169.253"
+	selfTest  = "169.254.169.251"
+	selfTest6 = "fe80::a9fe:a9fb"
 )
 
 type world struct {
@@ -212,12 +218,16 @@ func (w *world) populate() {
 	w.put("backends", backend12, &bpf.Backend{Flags: bpf.BackendValid, Mac: mac(mac5)})
 	w.put("backends", backend13, &bpf.Backend{Flags: bpf.BackendValid, Mac: mac(mac6)})
 
-	addr := netip.MustParseAddrPort(vip)
-	word, bit := bpf.VIPBit(addr.Addr())
-	w.put("vip_bits", word, bit)
-	w.put("vipaddr4", bpf.BE32(addr.Addr()), uint32(2))
-	w.service(tcpIndex, tcpService, packet.ProtoTCP, 256)
-	w.service(udpIndex, udpService, packet.ProtoUDP, 512)
+	for _, v := range []string{vip, vip6} {
+		word, bit := bpf.VIPBit(netip.MustParseAddrPort(v).Addr())
+		w.put("vip_bits", word, bit)
+	}
+	w.put("vipaddr4", bpf.BE32(netip.MustParseAddrPort(vip).Addr()), uint32(2))
+	w.put("vipaddr6", bpf.IP16(netip.MustParseAddrPort(vip6).Addr()), uint32(2))
+	for _, f := range families {
+		w.service(f.vip, f.tcpIndex, f.tcpService, packet.ProtoTCP, 256)
+		w.service(f.vip, f.udpIndex, f.udpService, packet.ProtoUDP, 512)
+	}
 	w.local(port5, backend12, bpf.LocalReady)
 	w.local(port6, backend13, bpf.LocalReady)
 	w.owners(backend11, 0)
@@ -238,22 +248,41 @@ func prefix(s string) bpf.PrefixKey {
 	return bpf.PrefixKey{Bits: bpf.PrefixBits(p, 0), Ip: bpf.IP16(p.Addr())}
 }
 
-func (w *world) service(index, id uint32, proto uint8, base uint32) {
+// A family has services, clients and instances of its own.
+type family struct {
+	name, client, vip      string
+	target5, target6       string // of ports 5 and 6
+	tcpIndex, udpIndex     uint32
+	tcpService, udpService uint32
+}
+
+var families = []family{
+	{"ipv4", client, vip, addr5 + ":8080", addr6 + ":8080", tcpIndex, udpIndex, tcpService, udpService},
+	{"ipv6", client6, vip6, "[" + addr5v6 + "]:8080", "[" + addr6v6 + "]:8080", tcpIndex6, udpIndex6, tcpService6, udpService6},
+}
+
+func (w *world) service(vip string, index, id uint32, proto uint8, base uint32) {
 	addr := netip.MustParseAddrPort(vip)
 	w.put("svc", index, &bpf.Svc{
 		Vip: bpf.IP16(addr.Addr()), Port: bpf.BE16(addr.Port()), Proto: proto, Id: id,
 		SlotBase: base, SlotMask: 255, Mtu: 1500, Generation: 9, Seed: 0x5eed,
 	})
+	if addr.Addr().Is6() {
+		w.put("vip6", bpf.Vip6Key{Ip: bpf.IP16(addr.Addr()), Port: bpf.BE16(addr.Port()), Proto: proto}, index)
+		return
+	}
 	w.put("vip4", bpf.Vip4Key{Ip: bpf.BE32(addr.Addr()), Port: bpf.BE16(addr.Port()), Proto: proto}, index)
 }
 
-// local sets the state of a backend of both services at a port.
+// local sets the state of a backend of all services at a port.
 func (w *world) local(port, backend uint32, flags uint16) {
-	addr := map[uint32]string{port5: addr5, port6: addr6}[port]
-	for _, service := range []uint32{tcpService, udpService} {
-		w.put("local", bpf.LocalKey{Service: service, Port: port}, &bpf.Local{
-			Backend: backend, Ip: ip16(addr), TargetPort: bpf.BE16(8080), Flags: flags,
-		})
+	for _, f := range families {
+		target := netip.MustParseAddrPort(map[uint32]string{port5: f.target5, port6: f.target6}[port])
+		for _, service := range []uint32{f.tcpService, f.udpService} {
+			w.put("local", bpf.LocalKey{Service: service, Port: port}, &bpf.Local{
+				Backend: backend, Ip: bpf.IP16(target.Addr()), TargetPort: bpf.BE16(target.Port()), Flags: flags,
+			})
+		}
 	}
 }
 
@@ -356,8 +385,10 @@ func flowKey(proto uint8, peer, own string) bpf.CtKey {
 }
 
 // balanced is a live flow that came in through a service.
-func balanced(service uint32, state uint8) bpf.Ct {
-	addr := netip.MustParseAddrPort(vip)
+func balanced(service uint32, state uint8) bpf.Ct { return families[0].balanced(service, state) }
+
+func (f family) balanced(service uint32, state uint8) bpf.Ct {
+	addr := netip.MustParseAddrPort(f.vip)
 	return bpf.Ct{
 		Seen: now(), Vip: bpf.IP16(addr.Addr()), VipPort: bpf.BE16(addr.Port()), Service: service,
 		Backend: backend12, Generation: 1, Direction: uint8(bpf.DirectionIn), State: state,

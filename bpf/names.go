@@ -8,6 +8,7 @@ type (
 	Cfg         = uplinkCfg
 	Meta        = uplinkMeta
 	Vip4Key     = uplinkVip4Key
+	Vip6Key     = uplinkVip6Key
 	Svc         = uplinkSvc
 	Backend     = uplinkBackend
 	Nexthop     = uplinkNexthop

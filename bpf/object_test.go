@@ -133,6 +133,7 @@ func TestSizesOfRecords(t *testing.T) {
 	declared := specs(t).Uplink.Maps
 	for name, want := range map[string][2]uint32{
 		"cfg": {4, 36}, "meta": {4, 64}, "reasons": {4, 8}, "vip_bits": {4, 8}, "vip4": {8, 4}, "vipaddr4": {4, 4},
+		"vip6": {20, 4}, "vipaddr6": {16, 4},
 		"svc": {4, 64}, "slots": {4, 8}, "backends": {4, 32}, "nexthops": {4, 8}, "svc_stat": {4, 32},
 		"backend_stat": {4, 32}, "vteps": {4, 8}, "vtep_seen": {4, 16}, "local": {8, 24}, "fdb": {12, 8}, "port_cfg": {4, 64},
 		"ifindex_port": {4, 4}, "addr_ok": {20, 4}, "addr_port": {16, 4}, "prefixes": {20, 4}, "members": {20, 4},
@@ -167,7 +168,7 @@ func TestEveryReasonHasAName(t *testing.T) {
 		}
 	}
 	all := Reasons()
-	if len(all) < 40 || all[0] != ReasonPassNotIPv4 || all[len(all)-1].String() == "" {
+	if len(all) < 40 || all[0] != ReasonPassNotInet || all[len(all)-1].String() == "" {
 		t.Errorf("reasons: %v", all)
 	}
 }

@@ -107,11 +107,13 @@ type overlayMapSpecs struct {
 	TooBigs     *ebpf.MapSpec `ebpf:"too_bigs"`
 	TraceSteps  *ebpf.MapSpec `ebpf:"trace_steps"`
 	Vip4        *ebpf.MapSpec `ebpf:"vip4"`
+	Vip6        *ebpf.MapSpec `ebpf:"vip6"`
 	VipBits     *ebpf.MapSpec `ebpf:"vip_bits"`
 	VipFrag     *ebpf.MapSpec `ebpf:"vip_frag"`
 	VipNodes    *ebpf.MapSpec `ebpf:"vip_nodes"`
 	VipPace     *ebpf.MapSpec `ebpf:"vip_pace"`
 	Vipaddr4    *ebpf.MapSpec `ebpf:"vipaddr4"`
+	Vipaddr6    *ebpf.MapSpec `ebpf:"vipaddr6"`
 	VtepErrors  *ebpf.MapSpec `ebpf:"vtep_errors"`
 	VtepSeen    *ebpf.MapSpec `ebpf:"vtep_seen"`
 	Vteps       *ebpf.MapSpec `ebpf:"vteps"`
@@ -219,11 +221,13 @@ type overlayMaps struct {
 	TooBigs     *ebpf.Map `ebpf:"too_bigs"`
 	TraceSteps  *ebpf.Map `ebpf:"trace_steps"`
 	Vip4        *ebpf.Map `ebpf:"vip4"`
+	Vip6        *ebpf.Map `ebpf:"vip6"`
 	VipBits     *ebpf.Map `ebpf:"vip_bits"`
 	VipFrag     *ebpf.Map `ebpf:"vip_frag"`
 	VipNodes    *ebpf.Map `ebpf:"vip_nodes"`
 	VipPace     *ebpf.Map `ebpf:"vip_pace"`
 	Vipaddr4    *ebpf.Map `ebpf:"vipaddr4"`
+	Vipaddr6    *ebpf.Map `ebpf:"vipaddr6"`
 	VtepErrors  *ebpf.Map `ebpf:"vtep_errors"`
 	VtepSeen    *ebpf.Map `ebpf:"vtep_seen"`
 	Vteps       *ebpf.Map `ebpf:"vteps"`
@@ -278,11 +282,13 @@ func (m *overlayMaps) Close() error {
 		m.TooBigs,
 		m.TraceSteps,
 		m.Vip4,
+		m.Vip6,
 		m.VipBits,
 		m.VipFrag,
 		m.VipNodes,
 		m.VipPace,
 		m.Vipaddr4,
+		m.Vipaddr6,
 		m.VtepErrors,
 		m.VtepSeen,
 		m.Vteps,

@@ -47,7 +47,7 @@ var reasonNames = sync.OnceValue(func() map[Reason]string {
 // The reasons by name.
 const (
 	ReasonNone             = uplinkReasonREASON_NONE
-	ReasonPassNotIPv4      = uplinkReasonREASON_PASS_NOT_IPV4
+	ReasonPassNotInet      = uplinkReasonREASON_PASS_NOT_INET
 	ReasonPassHost         = uplinkReasonREASON_PASS_HOST
 	ReasonPassOtherVNI     = uplinkReasonREASON_PASS_OTHER_VNI
 	ReasonPassUnderlay     = uplinkReasonREASON_PASS_UNDERLAY
@@ -75,6 +75,7 @@ const (
 	ReasonOversize         = uplinkReasonREASON_OVERSIZE
 	ReasonTTL              = uplinkReasonREASON_TTL
 	ReasonBadSource        = uplinkReasonREASON_BAD_SOURCE
+	ReasonNoChecksum       = uplinkReasonREASON_NO_CHECKSUM
 	ReasonBadDestination   = uplinkReasonREASON_BAD_DESTINATION
 	ReasonUnknownEndpoint  = uplinkReasonREASON_UNKNOWN_ENDPOINT
 	ReasonNoService        = uplinkReasonREASON_NO_SERVICE

@@ -5,6 +5,7 @@
 
 #include "decap.h"
 #include "deliver.h"
+#include "echo.h"
 #include "export.h"
 #include "nlb.h"
 #include "port.h"
@@ -12,8 +13,8 @@
 
 /* The uplink: what comes from the network, first in XDP, then at tcx. */
 
-/* Source of the self-test's packets. Only a test run can use it: such a packet
- * does not come from the uplink. */
+/* Source of the self-test's packets; that of IPv6 is fe80:: with the same last four
+ * bytes. Only a test run can use it: such a packet does not come from the uplink. */
 const volatile __be32 probe_source = 0;
 
 /* A test run cannot give metadata to tcx: there the note lies in skb->cb. */
@@ -53,60 +54,53 @@ static __always_inline enum reason choose(struct trip *t)
 	return REASON_NONE;
 }
 
-/* Answer a ping to a VIP, back to where it came from. */
-static __always_inline int echo(struct xdp_md *ctx)
-{
-	struct cursor c = xdp_cursor(ctx);
-	struct ethhdr *eth = take(&c, sizeof(*eth));
-	struct iphdr *ip = take(&c, sizeof(*ip));
-	__u8 mac[ETH_ALEN];
-	struct icmphdr *icmp;
-	__be32 client;
-
-	if (!eth || !ip)
-		return leave(XDP_DROP, REASON_MALFORMED);
-	icmp = take_l4(&c, ip, sizeof(*icmp));
-	if (!icmp)
-		return leave(XDP_DROP, REASON_MALFORMED);
-	__builtin_memcpy(mac, eth->h_source, ETH_ALEN);
-	__builtin_memcpy(eth->h_source, eth->h_dest, ETH_ALEN);
-	__builtin_memcpy(eth->h_dest, mac, ETH_ALEN);
-	client = ip->saddr;
-	ip->saddr = ip->daddr;
-	ip->daddr = client;
-	ip->check = csum_swap(ip->check, ip->ttl, OUTER_TTL);
-	ip->ttl = OUTER_TTL;
-	icmp->checksum = csum_swap(icmp->checksum, ICMP_ECHO, ICMP_ECHOREPLY);
-	icmp->type = ICMP_ECHOREPLY;
-	return leave(XDP_TX, REASON_ECHOED);
-}
-
 /* Nobody serves this tuple: the host's own packet, unless to a VIP. */
 static __always_inline int unserved(struct xdp_md *ctx, const struct trip *t, enum reason reason)
 {
-	if (!bpf_map_lookup_elem(&vipaddr4, &t->pkt.daddr))
+	if (!is_vip(&t->pkt))
 		return leave(XDP_PASS, REASON_PASS_HOST);
-	if (reason != REASON_NO_SERVICE || t->pkt.proto != IPPROTO_ICMP)
+	if (reason != REASON_NO_SERVICE || !is_icmp(&t->pkt))
 		return end_trip(t, XDP_DROP, reason);
-	if (t->pkt.icmp_type == ICMP_ECHO)
-		return echo(ctx);
+	if (is_ping(&t->pkt))
+		return echo(ctx, &t->pkt);
 	return leave(XDP_DROP, REASON_VIP_ICMP);
+}
+
+/* A made-up packet of the self-test? */
+static __always_inline bool is_probe(const struct packet *pkt)
+{
+	const struct ip16 *ip = &pkt->saddr;
+
+	if (!probe_source || word_of(ip, 3) != probe_source)
+		return false;
+	return pkt->family == 4 || (word_of(ip, 0) == bpf_htonl(0xfe800000) && !word_of(ip, 1) && !word_of(ip, 2));
 }
 
 /* A packet whose destination may be a VIP. */
 static __always_inline int from_client(struct xdp_md *ctx, const struct cfg *c, struct trip *t, enum reason reason)
 {
-	t->probe = probe_source && t->pkt.saddr == probe_source && ctx->ingress_ifindex != c->uplink;
+	t->probe = is_probe(&t->pkt) && ctx->ingress_ifindex != c->uplink;
 	if (!reason)
 		reason = find_service(ctx, t);
 	if (reason)
 		return unserved(ctx, t, reason);
-	if (is_host_source(t->pkt.saddr) && !t->probe)
+	if (is_bad_client(&t->pkt) && !t->probe)
 		return leave(XDP_DROP, REASON_BAD_SOURCE);
 	reason = choose(t);
 	if (reason)
 		return end_trip(t, XDP_DROP, reason);
 	return travel(ctx, c, t);
+}
+
+/* For this host's tunnel endpoint. */
+static __always_inline bool is_own(const struct packet *pkt, const struct cfg *c)
+{
+	return pkt->family == 4 && ip16_v4(&pkt->daddr) == c->endpoint;
+}
+
+static __always_inline bool is_tunnelled(const struct packet *pkt)
+{
+	return pkt->proto == IPPROTO_UDP && pkt->dport == bpf_htons(VXLAN_PORT);
 }
 
 SEC("xdp")
@@ -121,18 +115,18 @@ int uplink(struct xdp_md *ctx)
 
 	if (!c)
 		return leave(XDP_PASS, REASON_NO_CONFIG);
-	if (!eth || eth->h_proto != bpf_htons(ETH_P_IP))
-		return leave(XDP_PASS, REASON_PASS_NOT_IPV4);
+	if (!eth || !is_inet(eth->h_proto))
+		return leave(XDP_PASS, REASON_PASS_NOT_INET);
 	if (!same_mac(eth->h_dest, c->uplink_mac))
 		return leave(XDP_PASS, REASON_PASS_OTHER_MAC);
-	reason = parse_ipv4(&cur, pkt);
+	reason = parse(ctx, &cur, eth->h_proto, pkt);
 	if (reason == REASON_MALFORMED)
 		return leave(XDP_DROP, REASON_MALFORMED);
-	if (pkt->daddr == c->endpoint && pkt->proto == IPPROTO_UDP && pkt->dport == bpf_htons(VXLAN_PORT))
+	if (is_own(pkt, c) && is_tunnelled(pkt))
 		return from_tunnel(ctx, c, cur, &trip);
-	if (pkt->daddr == c->endpoint && !reason && is_underlay_error(ctx, pkt))
+	if (is_own(pkt, c) && !reason && is_underlay_error(ctx, pkt))
 		return leave(XDP_PASS, REASON_PASS_UNDERLAY);
-	if (!vip_bit(pkt->daddr))
+	if (!vip_bit(pkt))
 		return leave(XDP_PASS, REASON_PASS_HOST);
 	return from_client(ctx, c, &trip, reason);
 }

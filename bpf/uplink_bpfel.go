@@ -487,7 +487,7 @@ type uplinkReason uint32
 
 const (
 	uplinkReasonREASON_NONE               uplinkReason = 0
-	uplinkReasonREASON_PASS_NOT_IPV4      uplinkReason = 1
+	uplinkReasonREASON_PASS_NOT_INET      uplinkReason = 1
 	uplinkReasonREASON_PASS_HOST          uplinkReason = 2
 	uplinkReasonREASON_PASS_OTHER_VNI     uplinkReason = 3
 	uplinkReasonREASON_PASS_OTHER_MAC     uplinkReason = 4
@@ -532,6 +532,7 @@ const (
 	uplinkReasonREASON_TCP_FLAGS          uplinkReason = 43
 	uplinkReasonREASON_VLAN               uplinkReason = 44
 	uplinkReasonREASON_FRAGMENT_HOLES     uplinkReason = 45
+	uplinkReasonREASON_NO_CHECKSUM        uplinkReason = 46
 	uplinkReasonREASON_UNKNOWN_ENDPOINT   uplinkReason = 50
 	uplinkReasonREASON_NO_SERVICE         uplinkReason = 51
 	uplinkReasonREASON_STALE_SERVICE      uplinkReason = 52
@@ -713,6 +714,14 @@ const (
 type uplinkVip4Key struct {
 	_     structs.HostLayout
 	Ip    uint32
+	Port  uint16
+	Proto uint8
+	Pad   uint8
+}
+
+type uplinkVip6Key struct {
+	_     structs.HostLayout
+	Ip    uplinkIp16
 	Port  uint16
 	Proto uint8
 	Pad   uint8
@@ -993,11 +1002,13 @@ type uplinkMapSpecs struct {
 	TooBigs     *ebpf.MapSpec `ebpf:"too_bigs"`
 	TraceSteps  *ebpf.MapSpec `ebpf:"trace_steps"`
 	Vip4        *ebpf.MapSpec `ebpf:"vip4"`
+	Vip6        *ebpf.MapSpec `ebpf:"vip6"`
 	VipBits     *ebpf.MapSpec `ebpf:"vip_bits"`
 	VipFrag     *ebpf.MapSpec `ebpf:"vip_frag"`
 	VipNodes    *ebpf.MapSpec `ebpf:"vip_nodes"`
 	VipPace     *ebpf.MapSpec `ebpf:"vip_pace"`
 	Vipaddr4    *ebpf.MapSpec `ebpf:"vipaddr4"`
+	Vipaddr6    *ebpf.MapSpec `ebpf:"vipaddr6"`
 	VtepErrors  *ebpf.MapSpec `ebpf:"vtep_errors"`
 	VtepSeen    *ebpf.MapSpec `ebpf:"vtep_seen"`
 	Vteps       *ebpf.MapSpec `ebpf:"vteps"`
@@ -1106,11 +1117,13 @@ type uplinkMaps struct {
 	TooBigs     *ebpf.Map `ebpf:"too_bigs"`
 	TraceSteps  *ebpf.Map `ebpf:"trace_steps"`
 	Vip4        *ebpf.Map `ebpf:"vip4"`
+	Vip6        *ebpf.Map `ebpf:"vip6"`
 	VipBits     *ebpf.Map `ebpf:"vip_bits"`
 	VipFrag     *ebpf.Map `ebpf:"vip_frag"`
 	VipNodes    *ebpf.Map `ebpf:"vip_nodes"`
 	VipPace     *ebpf.Map `ebpf:"vip_pace"`
 	Vipaddr4    *ebpf.Map `ebpf:"vipaddr4"`
+	Vipaddr6    *ebpf.Map `ebpf:"vipaddr6"`
 	VtepErrors  *ebpf.Map `ebpf:"vtep_errors"`
 	VtepSeen    *ebpf.Map `ebpf:"vtep_seen"`
 	Vteps       *ebpf.Map `ebpf:"vteps"`
@@ -1165,11 +1178,13 @@ func (m *uplinkMaps) Close() error {
 		m.TooBigs,
 		m.TraceSteps,
 		m.Vip4,
+		m.Vip6,
 		m.VipBits,
 		m.VipFrag,
 		m.VipNodes,
 		m.VipPace,
 		m.Vipaddr4,
+		m.Vipaddr6,
 		m.VtepErrors,
 		m.VtepSeen,
 		m.Vteps,

@@ -5,6 +5,8 @@
 package bpf_test
 
 import (
+	"bytes"
+	"encoding/binary"
 	"math/bits"
 	"net/netip"
 	"testing"
@@ -15,25 +17,43 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// hashOf is the hash of a packet to the test's services, as the kernel's
-// jhash_3words has it (Bob Jenkins' lookup3, final mix). That program and control
-// plane agree over any packet is tested where both may be imported.
+// hashOf is the hash of a packet to the test's services, as the kernel's jhash2
+// has it (Bob Jenkins' lookup3). That program and control plane agree over any
+// packet is tested where both may be imported.
 func hashOf(src, dst string, proto uint8, flags uint32) uint32 {
 	s, d := netip.MustParseAddrPort(src), netip.MustParseAddrPort(dst)
 	ports := uint32(bpf.BE16(d.Port()))<<16 | uint32(bpf.BE16(s.Port()))
 	if flags&bpf.SvcSourceHash != 0 {
 		ports = 0
 	}
-	start := uint32(0xdeadbeef) + 3<<2 + (0x5eed ^ uint32(proto))
-	a, b, c := bpf.BE32(s.Addr())+start, bpf.BE32(d.Addr())+start, ports+start
-	for _, step := range []struct {
-		to, from *uint32
-		rotate   int
-	}{{&c, &b, 14}, {&a, &c, 11}, {&b, &a, 25}, {&c, &b, 16}, {&a, &c, 4}, {&b, &a, 14}, {&c, &b, 24}} {
-		*step.to ^= *step.from
-		*step.to -= bits.RotateLeft32(*step.from, step.rotate)
+	words := append(wordsOf(s.Addr()), wordsOf(d.Addr())...)
+	words = append(words, ports)
+	start := uint32(0xdeadbeef) + uint32(len(words))<<2 + (0x5eed ^ uint32(proto))
+	a, b, c := start, start, start
+	type step struct {
+		to, from, then *uint32
+		rotate         int
+	}
+	for ; len(words) > 3; words = words[3:] {
+		a, b, c = a+words[0], b+words[1], c+words[2]
+		for _, m := range []step{{&a, &c, &b, 4}, {&b, &a, &c, 6}, {&c, &b, &a, 8}, {&a, &c, &b, 16}, {&b, &a, &c, 19}, {&c, &b, &a, 4}} {
+			*m.to = (*m.to - *m.from) ^ bits.RotateLeft32(*m.from, m.rotate)
+			*m.from += *m.then
+		}
+	}
+	a, b, c = a+words[0], b+words[1], c+words[2]
+	for _, m := range []step{{&c, &b, nil, 14}, {&a, &c, nil, 11}, {&b, &a, nil, 25}, {&c, &b, nil, 16}, {&a, &c, nil, 4}, {&b, &a, nil, 14}, {&c, &b, nil, 24}} {
+		*m.to = (*m.to ^ *m.from) - bits.RotateLeft32(*m.from, m.rotate)
 	}
 	return c
+}
+
+// wordsOf an address as they lie in memory.
+func wordsOf(a netip.Addr) (words []uint32) {
+	for b := a.AsSlice(); len(b) > 0; b = b[4:] {
+		words = append(words, binary.NativeEndian.Uint32(b))
+	}
+	return words
 }
 
 // fromRouter gives a packet the MACs it has on the uplink.
@@ -160,8 +180,8 @@ func TestUplinkLeavesOthersAlone(t *testing.T) {
 	}{
 		"host's own":          {fromRouter(packet.TCP(client, endpoint+":179").SYN()).Bytes(), moved{bpf.ReasonPassHost: 1}},
 		"filter's other":      {fromRouter(packet.TCP(client, twin.String()+":80").SYN()).Bytes(), moved{bpf.ReasonPassHost: 1}},
-		"arp":                 {packet.ARP(routerMAC, "10.64.0.0", endpoint), moved{bpf.ReasonPassNotIPv4: 1}},
-		"ipv6":                {fromRouter(packet.TCP(client, vip)).EtherType(0x86dd).Bytes(), moved{bpf.ReasonPassNotIPv4: 1}},
+		"arp":                 {packet.ARP(routerMAC, "10.64.0.0", endpoint), moved{bpf.ReasonPassNotInet: 1}},
+		"vlan":                {fromRouter(packet.TCP(client, vip)).EtherType(packet.TypeVLAN).Bytes(), moved{bpf.ReasonPassNotInet: 1}},
 		"other vni":           {otherVNI(tunnelFrom(mac5, packet.Tag{}), 42).Wrap(packet.TCP(client, vip)), moved{bpf.ReasonPassOtherVNI: 1}},
 		"other station":       {packet.TCP(client, vip).SYN().MACs(routerMAC, "02:aa:00:00:00:77").Bytes(), moved{bpf.ReasonPassOtherMAC: 1}},
 		"4789, not to us":     {fromRouter(packet.UDP(endpoint2+":1", addr5+":4789")).Bytes(), moved{bpf.ReasonPassHost: 1}},
@@ -350,6 +370,12 @@ func TestReach(t *testing.T) {
 // What a host does with a packet from an LB node, case by case: the flow known
 // or not, the backend's state, the other owner, how often it was handed on.
 func TestSecondHop(t *testing.T) {
+	for _, f := range families {
+		t.Run(f.name, func(t *testing.T) { secondHop(t, f) })
+	}
+}
+
+func secondHop(t *testing.T, f family) {
 	const (
 		known = 1 << iota
 		knownElsewhere
@@ -366,8 +392,8 @@ func TestSecondHop(t *testing.T) {
 		return verdict{bpf.ReasonForwarded, packet.Tag{Hop: hop, Other: backend12}}
 	}
 	refuse := verdict{reason: bpf.ReasonRefused}
-	syn, ack := packet.TCP(client, vip).SYN(), packet.TCP(client, vip).ACK()
-	synack, udp := packet.TCP(client, vip).SYN().ACK(), packet.UDP(client, vip)
+	syn, ack := packet.TCP(f.client, f.vip).SYN(), packet.TCP(f.client, f.vip).ACK()
+	synack, udp := packet.TCP(f.client, f.vip).SYN().ACK(), packet.UDP(f.client, f.vip)
 
 	for name, c := range map[string]struct {
 		p     packet.Packet
@@ -416,9 +442,9 @@ func TestSecondHop(t *testing.T) {
 			}
 			w.owners(c.own[0], c.own[1])
 			in := fromRouter(c.p)
-			index, service, proto := tcpIndex, tcpService, uint8(packet.ProtoTCP)
-			if in.IP()[9] == packet.ProtoUDP {
-				index, service, proto = udpIndex, udpService, packet.ProtoUDP
+			index, service, proto := f.tcpIndex, f.tcpService, uint8(packet.ProtoTCP)
+			if bytes.Equal(c.p.Bytes(), udp.Bytes()) {
+				index, service, proto = f.udpIndex, f.udpService, packet.ProtoUDP
 			}
 			if c.panic {
 				var s bpf.Svc
@@ -427,24 +453,24 @@ func TestSecondHop(t *testing.T) {
 				w.put("svc", index, &s)
 			}
 			if c.flow != 0 {
-				f := balanced(service, bpf.CtEstablished)
+				known := f.balanced(service, bpf.CtEstablished)
 				if c.flow&knownElsewhere != 0 {
-					f.Service = 99
+					known.Service = 99
 				}
 				if c.flow&closing != 0 {
-					f.State = bpf.CtClosed
+					known.State = bpf.CtClosed
 				}
 				if c.flow&expired != 0 {
-					f.State, f.Seen = bpf.CtReset, now()-11e9
+					known.State, known.Seen = bpf.CtReset, now()-11e9
 				}
-				w.remember(port5, flowKey(proto, client, addr5+":8080"), f)
+				w.remember(port5, flowKey(proto, f.client, f.target5), known)
 			}
-			hash := hashOf(client, vip, proto, 0)
+			hash := hashOf(f.client, f.vip, proto, 0)
 			w.expect(moved{c.want.reason: 1}, func() {
 				action, out := w.xdp(tunnelFrom(mac5, c.tag).Wrap(in))
 				switch c.want.reason {
 				case bpf.ReasonDelivered:
-					w.same("delivered", out, append(note(index, backend12, hash), in.To(addr5+":8080").Bytes()...))
+					w.same("delivered", out, append(note(index, backend12, hash), in.To(f.target5).Bytes()...))
 				case bpf.ReasonForwarded:
 					w.same("forwarded", out, tunnelTo(hash, c.want.tag).Wrap(in.TTL(63)))
 				}

@@ -70,11 +70,11 @@ static __noinline enum reason follow_quote(struct xdp_md *ctx, struct trip *t)
 	struct iphdr *q;
 
 	l4 = take_quote(&c, &q);
-	if (!l4 || q->saddr != pkt->daddr || (q->protocol != IPPROTO_TCP && q->protocol != IPPROTO_UDP))
+	if (!l4 || q->saddr != ip16_v4(&pkt->daddr) || (q->protocol != IPPROTO_TCP && q->protocol != IPPROTO_UDP))
 		return REASON_NO_SERVICE;
-	if (is_host_source(pkt->saddr))
+	if (is_bad_client(pkt))
 		return REASON_BAD_SOURCE;
-	pkt->saddr = q->daddr;
+	pkt->saddr = ip16_of(q->daddr);
 	pkt->sport = l4->dport;
 	pkt->dport = l4->sport;
 	pkt->proto = q->protocol;

@@ -110,7 +110,7 @@ static __noinline bool is_known(struct ct_key *key, __u32 port, const struct svc
 static __always_inline bool is_known_here(const struct trip *t)
 {
 	struct ct_key key = {
-		.peer = ip16_of(t->pkt.saddr),
+		.peer = t->pkt.saddr,
 		.own = t->at->ip,
 		.peer_port = t->pkt.sport,
 		.own_port = t->at->target_port,
@@ -120,37 +120,59 @@ static __always_inline bool is_known_here(const struct trip *t)
 	return is_known(&key, t->port, t->svc, is_syn(&t->pkt));
 }
 
+/* The destination in the IP header under the cursor. */
+static __always_inline bool write_destination(struct cursor c, const struct trip *t)
+{
+	__be32 from = ip16_v4(&t->pkt.daddr), to = ip16_v4(&t->at->ip);
+
+	if (t->pkt.family == 6) {
+		struct ipv6hdr *ip = take(&c, sizeof(*ip));
+
+		if (ip)
+			__builtin_memcpy(&ip->daddr, &t->at->ip, sizeof(ip->daddr));
+		return ip;
+	} else {
+		struct iphdr *ip = take(&c, sizeof(*ip));
+
+		if (!ip)
+			return false;
+		ip->check = csum_swap(ip->check, from, to);
+		ip->daddr = to;
+		return true;
+	}
+}
+
+/* A checksum of L4 that covered the VIP and a port. */
+static __always_inline __u16 mend_checksum(__u16 sum, const struct trip *t, __be16 from, __be16 to)
+{
+	sum = csum_swap(sum, from, to);
+	if (t->pkt.family == 6)
+		return csum_swap16(sum, &t->pkt.daddr, &t->at->ip);
+	return csum_swap(sum, ip16_v4(&t->pkt.daddr), ip16_v4(&t->at->ip));
+}
+
 /* VIP:port → instance:target-port, checksums following. */
 static __always_inline enum reason rewrite_destination(struct cursor c, const struct trip *t)
 {
-	__be32 from = t->pkt.daddr, to = ip16_v4(&t->at->ip);
 	__be16 port = t->at->target_port;
-	struct iphdr *ip;
+	struct cursor ip = c;
 
-	if (!take(&c, sizeof(struct ethhdr)))
+	if (!take(&ip, sizeof(struct ethhdr)) || !write_destination(ip, t))
 		return REASON_MALFORMED;
-	ip = take(&c, sizeof(*ip));
-	if (!ip)
-		return REASON_MALFORMED;
-	ip->check = csum_swap(ip->check, from, to);
-	ip->daddr = to;
 	if (t->pkt.proto == IPPROTO_TCP) {
-		struct tcphdr *tcp = take_l4(&c, ip, sizeof(*tcp));
+		struct tcphdr *tcp = take_at_l4(&c, &t->pkt, sizeof(*tcp));
 
 		if (!tcp)
 			return REASON_MALFORMED;
-		tcp->check = csum_swap(csum_swap(tcp->check, from, to), tcp->dest, port);
+		tcp->check = mend_checksum(tcp->check, t, tcp->dest, port);
 		tcp->dest = port;
 	} else {
-		struct udphdr *udp = take_l4(&c, ip, sizeof(*udp));
+		struct udphdr *udp = take_at_l4(&c, &t->pkt, sizeof(*udp));
 
 		if (!udp)
 			return REASON_MALFORMED;
-		if (udp->check) {
-			udp->check = csum_swap(csum_swap(udp->check, from, to), udp->dest, port);
-			if (!udp->check)
-				udp->check = 0xffff;
-		}
+		if (udp->check)
+			udp->check = mend_checksum(udp->check, t, udp->dest, port) ?: 0xffff;
 		udp->dest = port;
 	}
 	return REASON_NONE;
@@ -241,8 +263,9 @@ static __always_inline int travel(struct xdp_md *ctx, const struct cfg *c, struc
 	return end_trip(t, XDP_DROP, REASON_HOPS);
 }
 
-/* Take the tunnel's headers off: the outer Ethernet header stays. */
-static __always_inline enum reason strip(struct xdp_md *ctx, struct trip *t)
+/* Take the tunnel's headers off: the outer Ethernet header stays, but for the
+ * type of what is in it. */
+static __always_inline enum reason strip(struct xdp_md *ctx, struct trip *t, __be16 type)
 {
 	struct cursor c = xdp_cursor(ctx);
 	struct ethhdr *eth = take(&c, sizeof(*eth));
@@ -251,6 +274,7 @@ static __always_inline enum reason strip(struct xdp_md *ctx, struct trip *t)
 	if (!eth)
 		return REASON_MALFORMED;
 	saved = *eth;
+	saved.h_proto = type;
 	if (bpf_xdp_adjust_head(ctx, TUNNEL_OVERHEAD))
 		return REASON_NO_HEADROOM;
 	c = xdp_cursor(ctx);
@@ -258,7 +282,7 @@ static __always_inline enum reason strip(struct xdp_md *ctx, struct trip *t)
 	if (!eth)
 		return REASON_MALFORMED;
 	*eth = saved;
-	return parse_ipv4(&c, &t->pkt);
+	return parse(ctx, &c, type, &t->pkt);
 }
 
 /* The service that a packet is for, or an error about one of its packets. */
@@ -277,7 +301,7 @@ static __always_inline enum reason arrive(struct xdp_md *ctx, struct trip *t)
 	struct local_key here = { .port = t->port };
 	enum reason reason;
 
-	if (is_host_source(t->pkt.saddr))
+	if (is_bad_client(&t->pkt))
 		return REASON_BAD_SOURCE;
 	reason = find_service(ctx, t);
 	if (reason)
@@ -299,12 +323,13 @@ static __always_inline enum reason arrive(struct xdp_md *ctx, struct trip *t)
 static __always_inline int from_tunnel(struct xdp_md *ctx, const struct cfg *c, struct cursor cur, struct trip *t)
 {
 	struct fdb_key key = { .vni = c->lb_vni };
-	__be32 sender = t->pkt.saddr;
+	__be32 sender = ip16_v4(&t->pkt.saddr);
 	struct vxlanhdr *vxlan;
 	struct ethhdr *inner;
 	enum reason reason;
 	struct station *station;
 	struct vtep *vtep;
+	__be16 type;
 
 	vtep = bpf_map_lookup_elem(&vteps, &sender);
 	if (!vtep)
@@ -317,16 +342,17 @@ static __always_inline int from_tunnel(struct xdp_md *ctx, const struct cfg *c, 
 	inner = take(&cur, sizeof(*inner));
 	if (!inner)
 		return leave(XDP_DROP, REASON_MALFORMED);
-	if (inner->h_proto == bpf_htons(ETH_P_REACH))
+	type = inner->h_proto;
+	if (type == bpf_htons(ETH_P_REACH))
 		return from_reach(ctx, c, cur, vtep->host);
-	if (inner->h_proto != bpf_htons(ETH_P_IP) || read_tag(inner->h_source, t))
+	if (!is_inet(type) || read_tag(inner->h_source, t))
 		return leave(XDP_DROP, REASON_MALFORMED);
 	__builtin_memcpy(key.mac, inner->h_dest, sizeof(key.mac));
 	station = bpf_map_lookup_elem(&fdb, &key);
 	if (!station)
 		return leave(XDP_DROP, REASON_NO_LOCAL);
 	t->port = station->port;
-	reason = strip(ctx, t);
+	reason = strip(ctx, t, type);
 	if (!reason)
 		reason = arrive(ctx, t);
 	if (reason)

@@ -96,6 +96,24 @@ static __always_inline void write_outer_udp(struct udphdr *udp, const struct tri
 	udp->check = 0;
 }
 
+/* One hop less for the packet under the cursor. */
+static __always_inline bool hop_on(struct cursor c, const struct packet *pkt)
+{
+	if (pkt->family == 6) {
+		struct ipv6hdr *ip = take(&c, sizeof(*ip));
+
+		if (ip)
+			ip->hop_limit--;
+		return ip;
+	} else {
+		struct iphdr *ip = take(&c, sizeof(*ip));
+
+		if (ip)
+			ttl_decrement(ip);
+		return ip;
+	}
+}
+
 /* Put the tunnel's headers in front; the old Ethernet header becomes the inner
  * one. */
 static __always_inline enum reason encapsulate(struct xdp_md *ctx, const struct cfg *c, const struct trip *t,
@@ -104,7 +122,7 @@ static __always_inline enum reason encapsulate(struct xdp_md *ctx, const struct 
 	struct ethhdr *eth, *inner;
 	struct vxlanhdr *vxlan;
 	struct udphdr *udp;
-	struct iphdr *ip, *inner_ip;
+	struct iphdr *ip;
 	struct cursor cur;
 
 	if (bpf_xdp_adjust_head(ctx, -TUNNEL_OVERHEAD))
@@ -115,10 +133,8 @@ static __always_inline enum reason encapsulate(struct xdp_md *ctx, const struct 
 	udp = take(&cur, sizeof(*udp));
 	vxlan = take(&cur, sizeof(*vxlan));
 	inner = take(&cur, sizeof(*inner));
-	inner_ip = take(&cur, sizeof(*inner_ip));
-	if (!eth || !ip || !udp || !vxlan || !inner || !inner_ip)
+	if (!eth || !ip || !udp || !vxlan || !inner || !hop_on(cur, &t->pkt))
 		return REASON_MALFORMED;
-	ttl_decrement(inner_ip);
 	__builtin_memcpy(inner->h_dest, t->to->mac, ETH_ALEN);
 	write_tag(inner->h_source, t->svc->generation, t->hop, t->other);
 	__builtin_memset(vxlan, 0, sizeof(*vxlan));

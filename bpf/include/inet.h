@@ -1,16 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 
-#include <linux/ipv6.h>
-
-#include "address.h"
-#include "packet.h"
+#include "extension.h"
 
 /*
  * The headers of one IP packet in an skb, either family, read once into a
  * struct: addresses as ip16, ports, what TCP, ICMP and a fragment say. What
  * cannot be read has a reason; nothing is guessed. At tcx only: XDP has its own
- * struct packet, for IPv4.
+ * struct packet, of what it needs.
  */
 
 enum fragment {
@@ -51,10 +48,6 @@ struct inet {
 #define IP_MF	       0x2000
 #define IP_OFFSET_MASK 0x1fff
 
-#define EXTENSIONS_MAX	     6	 /* headers between IPv6's and L4's */
-#define EXTENSIONS_BYTES_MAX 256 /* and what they take together */
-#define L4_MASK		     511 /* no L4 header begins later */
-
 /* Ethernet, IPv4 with all options, TCP. IPv6 and TCP are less. */
 #define HEADERS_MAX (sizeof(struct ethhdr) + 60 + sizeof(struct tcphdr))
 
@@ -65,16 +58,6 @@ struct inet {
 #define ICMP_TIME_EXCEEDED 11
 #define ICMP_PARAMETER	   12
 #define ICMP6_TOO_BIG	   2
-#define ICMP6_ECHO	   128
-#define ICMP6_ECHOREPLY	   129
-
-/* RFC 8200, 4.5. */
-struct fraghdr {
-	__u8 next;
-	__u8 reserved;
-	__be16 offset; /* in bits 3 to 15; bit 0: more */
-	__be32 id;
-};
 
 /* May no packet that is routed have this source? Only the host's own services
  * use link-local ones. */
@@ -267,12 +250,6 @@ static __always_inline enum reason read_fragment(struct inet *p, __u32 start, __
 
 /* Headers between IPv6's and L4's */
 
-static __always_inline bool is_extension(__u8 proto)
-{
-	return proto == IPPROTO_HOPOPTS || proto == IPPROTO_ROUTING || proto == IPPROTO_FRAGMENT ||
-	       proto == IPPROTO_DSTOPTS;
-}
-
 /* One extension header at p->l4, of protocol p->proto; both move on. */
 static __always_inline enum reason step(struct __sk_buff *skb, struct inet *p, bool first)
 {
@@ -282,10 +259,7 @@ static __always_inline enum reason step(struct __sk_buff *skb, struct inet *p, b
 
 	if (bpf_skb_load_bytes(skb, p->l4, &h, sizeof(h)))
 		return p->fragment ? REASON_FRAGMENT_SHORT : REASON_MALFORMED;
-	if (proto == IPPROTO_HOPOPTS && !first)
-		return REASON_EXTENSIONS;
-	/* RFC 5095: routing headers of type 0 are dropped. */
-	if (proto == IPPROTO_ROUTING && (bpf_ntohs(h.offset) >> 8) == 0)
+	if (is_odd_extension(&h, proto, first))
 		return REASON_EXTENSIONS;
 	if (proto != IPPROTO_FRAGMENT)
 		length += h.reserved * 8;

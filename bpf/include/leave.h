@@ -18,10 +18,10 @@ static __noinline int tell_packet(const struct packet *pkt, __u32 reason)
 	e->reason = reason;
 	e->packets = 1;
 	if (pkt) {
-		e->type = bpf_htons(ETH_P_IP);
+		e->type = pkt->family == 6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
 		e->bytes = pkt->length;
-		e->src = ip16_of(pkt->saddr);
-		e->dst = ip16_of(pkt->daddr);
+		e->src = pkt->saddr;
+		e->dst = pkt->daddr;
 		e->sport = pkt->sport;
 		e->dport = pkt->dport;
 		e->proto = pkt->proto;

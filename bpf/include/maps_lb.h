@@ -12,6 +12,13 @@ struct vip4_key {
 	__u8 pad;
 };
 
+struct vip6_key {
+	struct ip16 ip;
+	__be16 port;
+	__u8 proto;
+	__u8 pad;
+};
+
 enum svc_flag {
 	SVC_SOURCE_HASH = 1, /* ports stay out of the flow hash */
 	SVC_PANIC = 2,	     /* too few backends are healthy: all are used */
@@ -98,7 +105,7 @@ struct refusals {
 #define VIP_BITS_WORDS 2048
 
 /*
- * Written by the agent: one bit per hash of a VIP address (vip_bit in nlb.h),
+ * Written by the agent: one bit per hash of a VIP address (vip_hash in nlb.h),
  * set before the address is added, rebuilt on removal. Clear: not ours. 16 KB,
  * so that it stays in cache; 3 % false positives at 4,096 VIPs.
  */
@@ -130,6 +137,24 @@ struct {
 	__type(key, __be32);
 	__type(value, __u32);
 } vipaddr4 SEC(".maps");
+
+/* Written by the agent: vip4's twin for VIPs of IPv6. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 8192);
+	__type(key, struct vip6_key);
+	__type(value, __u32);
+} vip6 SEC(".maps");
+
+/* Written by the agent: vipaddr4's. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 8192);
+	__type(key, struct ip16);
+	__type(value, __u32);
+} vipaddr6 SEC(".maps");
 
 /*
  * Written by the agent, indexed by the host's own service index. Twice the

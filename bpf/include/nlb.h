@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 
-#include "packet.h"
+#include "ipv6.h"
 
 /*
  * Which backend gets this packet: VIP, port and protocol name a service, the
@@ -13,13 +13,8 @@
 
 #define ROL(x, k) ((x) << (k) | (x) >> (32 - (k)))
 
-static __always_inline __u32 jhash_3words(__u32 a, __u32 b, __u32 c, __u32 initval)
+static __always_inline __u32 jhash_final(__u32 a, __u32 b, __u32 c)
 {
-	initval += 0xdeadbeef + (3 << 2);
-	a += initval;
-	b += initval;
-	c += initval;
-
 	c ^= b;
 	c -= ROL(b, 14);
 	a ^= c;
@@ -37,25 +32,107 @@ static __always_inline __u32 jhash_3words(__u32 a, __u32 b, __u32 c, __u32 initv
 	return c;
 }
 
+static __always_inline __u32 jhash_3words(__u32 a, __u32 b, __u32 c, __u32 initval)
+{
+	initval += 0xdeadbeef + (3 << 2);
+	return jhash_final(a + initval, b + initval, c + initval);
+}
+
+/* And of its jhash2 over both addresses of IPv6 and a last word: 9 of them, so
+ * that two rounds of mixing come before the end. */
+static __always_inline __u32 jhash_9words(const struct ip16 *src, const struct ip16 *dst, __u32 last, __u32 initval)
+{
+	__u32 word[8] = {
+		word_of(src, 0), word_of(src, 1), word_of(src, 2), word_of(src, 3),
+		word_of(dst, 0), word_of(dst, 1), word_of(dst, 2), word_of(dst, 3),
+	};
+	__u32 a, b, c;
+
+	a = b = c = initval + 0xdeadbeef + (9 << 2);
+#pragma unroll
+	for (int i = 0; i < 6; i += 3) {
+		a += word[i];
+		b += word[i + 1];
+		c += word[i + 2];
+		a -= c;
+		a ^= ROL(c, 4);
+		c += b;
+		b -= a;
+		b ^= ROL(a, 6);
+		a += c;
+		c -= b;
+		c ^= ROL(b, 8);
+		b += a;
+		a -= c;
+		a ^= ROL(c, 16);
+		c += b;
+		b -= a;
+		b ^= ROL(a, 19);
+		a += c;
+		c -= b;
+		c ^= ROL(b, 4);
+		b += a;
+	}
+	return jhash_final(a + word[6], b + word[7], c + last);
+}
+
 /* Words are the wire's bytes as they lie in memory; source-hash leaves the
  * ports out. */
 static __always_inline __u32 flow_hash(const struct svc *s, const struct packet *pkt)
 {
 	__u32 ports = (__u32)pkt->dport << 16 | pkt->sport;
+	__u32 seed = s->seed ^ pkt->proto;
 
 	if (s->flags & SVC_SOURCE_HASH)
 		ports = 0;
-	return jhash_3words(pkt->saddr, pkt->daddr, ports, s->seed ^ pkt->proto);
+	if (pkt->family == 6)
+		return jhash_9words(&pkt->saddr, &pkt->daddr, ports, seed);
+	return jhash_3words(ip16_v4(&pkt->saddr), ip16_v4(&pkt->daddr), ports, seed);
+}
+
+/* Odd numbers without a pattern: that of IPv4 is 2^32 by the golden ratio. */
+static __always_inline __u32 vip_hash(const struct packet *pkt)
+{
+	const struct ip16 *ip = &pkt->daddr;
+
+	if (pkt->family == 4)
+		return word_of(ip, 3) * 0x9e3779b1;
+	return word_of(ip, 0) * 0x85ebca6b + word_of(ip, 1) * 0xc2b2ae35 + word_of(ip, 2) * 0x27d4eb2f +
+	       word_of(ip, 3) * 0x9e3779b1;
 }
 
 /* Is there any VIP with this address' hash? One load, before any hash map. */
-static __always_inline bool vip_bit(__be32 ip)
+static __always_inline bool vip_bit(const struct packet *pkt)
 {
-	__u32 h = (ip * 0x9e3779b1) >> (32 - 17);
+	__u32 h = vip_hash(pkt) >> (32 - 17);
 	__u32 word = h >> 6;
 	__u64 *bits = bpf_map_lookup_elem(&vip_bits, &word);
 
 	return bits && (*bits >> (h & 63) & 1);
+}
+
+/* The index of the record of what is served at the packet's destination. */
+static __always_inline __u32 *served_at(const struct packet *pkt)
+{
+	if (pkt->family == 6) {
+		struct vip6_key key = { .ip = pkt->daddr, .port = pkt->dport, .proto = pkt->proto };
+
+		return bpf_map_lookup_elem(&vip6, &key);
+	} else {
+		struct vip4_key key = { .ip = ip16_v4(&pkt->daddr), .port = pkt->dport, .proto = pkt->proto };
+
+		return bpf_map_lookup_elem(&vip4, &key);
+	}
+}
+
+/* Is the destination a VIP, whatever it serves? */
+static __always_inline bool is_vip(const struct packet *pkt)
+{
+	__be32 v4 = ip16_v4(&pkt->daddr);
+
+	if (pkt->family == 6)
+		return bpf_map_lookup_elem(&vipaddr6, &pkt->daddr);
+	return bpf_map_lookup_elem(&vipaddr4, &v4);
 }
 
 /*
@@ -64,15 +141,14 @@ static __always_inline bool vip_bit(__be32 ip)
  */
 static __always_inline enum reason service_of(const struct packet *pkt, struct svc **found, __u32 *index)
 {
-	struct vip4_key key = { .ip = pkt->daddr, .port = pkt->dport, .proto = pkt->proto };
-	__u32 *at = bpf_map_lookup_elem(&vip4, &key);
+	__u32 *at = served_at(pkt);
 	struct svc *s;
 
 	if (!at)
 		return REASON_NO_SERVICE;
 	*index = READ_ONCE(*at);
 	s = bpf_map_lookup_elem(&svc, index);
-	if (!s || ip16_v4(&s->vip) != pkt->daddr || s->port != pkt->dport || s->proto != pkt->proto)
+	if (!s || !same_ip(&s->vip, &pkt->daddr) || s->port != pkt->dport || s->proto != pkt->proto)
 		return REASON_STALE_SERVICE;
 	*found = s;
 	return REASON_NONE;

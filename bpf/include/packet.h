@@ -8,6 +8,7 @@
 #include <linux/in.h>
 #include <linux/in6.h>
 #include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <linux/tcp.h>
 #include <linux/udp.h>
 #include <bpf/bpf_endian.h>
@@ -38,8 +39,10 @@
 
 #define OUTER_TTL 64 /* of what we send ourselves */
 
-#define ICMP_ECHOREPLY 0
-#define ICMP_ECHO      8
+#define ICMP_ECHOREPLY	0
+#define ICMP_ECHO	8
+#define ICMP6_ECHO	128
+#define ICMP6_ECHOREPLY 129
 
 /* The kernel's headers for these two drag in the C library's. */
 struct icmphdr {
@@ -143,31 +146,43 @@ static __always_inline void *take(struct cursor *c, __u32 size)
 	return head;
 }
 
-/* The headers of one IPv4 packet, copied out. */
+/* The headers of one IP packet, either family, copied out. */
 struct packet {
-	__be32 saddr;
-	__be32 daddr;
+	struct ip16 saddr;
+	struct ip16 daddr;
 	__be16 sport; /* ICMP echo: its id, in both */
 	__be16 dport;
-	__u16 length; /* IP total length */
+	__u16 length; /* of the IP packet */
 	__u16 l4;     /* offset of the L4 header in the frame */
-	__u8 proto;
+	__u8 proto;   /* behind IPv6's extension headers */
+	__u8 family;  /* 4 or 6 */
 	__u8 ttl;
 	__u8 tcp_flags;
 	__u8 icmp_type;
 	__u8 icmp_code;
 };
 
-#define L4_MAX (sizeof(struct ethhdr) + 60) /* largest value of packet.l4 */
+#define L4_MASK 511 /* no L4 header begins later */
 
 static __always_inline bool is_syn(const struct packet *pkt)
 {
 	return pkt->proto == IPPROTO_TCP && (pkt->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
 }
 
-static __always_inline bool is_icmp_echo(__u8 type)
+/* ICMP of the other family is nobody's. */
+static __always_inline bool is_icmp(const struct packet *pkt)
 {
-	return type == ICMP_ECHO || type == ICMP_ECHOREPLY;
+	return pkt->proto == (pkt->family == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6);
+}
+
+static __always_inline bool is_ping(const struct packet *pkt)
+{
+	return pkt->icmp_type == (pkt->family == 4 ? ICMP_ECHO : ICMP6_ECHO);
+}
+
+static __always_inline bool is_icmp_echo(const struct packet *pkt)
+{
+	return is_ping(pkt) || pkt->icmp_type == (pkt->family == 4 ? ICMP_ECHOREPLY : ICMP6_ECHOREPLY);
 }
 
 static __always_inline enum reason parse_l4(struct cursor *c, struct packet *pkt)
@@ -189,16 +204,17 @@ static __always_inline enum reason parse_l4(struct cursor *c, struct packet *pkt
 			return REASON_MALFORMED;
 		pkt->sport = udp->source;
 		pkt->dport = udp->dest;
-		return REASON_NONE;
+		/* RFC 8200, 8.1. */
+		return pkt->family == 6 && !udp->check ? REASON_NO_CHECKSUM : REASON_NONE;
 	}
-	if (pkt->proto == IPPROTO_ICMP) {
+	if (is_icmp(pkt)) {
 		struct icmphdr *icmp = take(c, sizeof(*icmp));
 
 		if (!icmp)
 			return REASON_MALFORMED;
 		pkt->icmp_type = icmp->type;
 		pkt->icmp_code = icmp->code;
-		if (is_icmp_echo(icmp->type)) {
+		if (is_icmp_echo(pkt)) {
 			pkt->sport = icmp->id;
 			pkt->dport = icmp->id;
 		}
@@ -226,31 +242,17 @@ static __always_inline void *take_l4(struct cursor *c, const struct iphdr *ip, _
 	return take(c, size);
 }
 
-/*
- * Read the IPv4 header under the cursor and what follows it. Addresses and
- * protocol are valid also when the reason says fragment or protocol.
- */
-static __always_inline enum reason parse_ipv4(struct cursor *c, struct packet *pkt)
+/* To the L4 header of the frame at whose begin the cursor stands. Read anew, so that
+ * the compiler keeps the mask, which is all that the verifier knows of l4. */
+static __always_inline bool to_l4(struct cursor *c, const struct packet *pkt)
 {
-	struct iphdr *ip = take(c, sizeof(*ip));
-	__u32 options;
+	return take(c, READ_ONCE(pkt->l4) & L4_MASK);
+}
 
-	if (!ip || ip->version != 4)
-		return REASON_MALFORMED;
-	options = options_of(ip);
-	if (options > IP_OPTIONS_MAX || bpf_ntohs(ip->tot_len) < sizeof(*ip) + options)
-		return REASON_MALFORMED;
-	pkt->saddr = ip->saddr;
-	pkt->daddr = ip->daddr;
-	pkt->proto = ip->protocol;
-	pkt->ttl = ip->ttl;
-	pkt->length = bpf_ntohs(ip->tot_len);
-	pkt->l4 = sizeof(struct ethhdr) + sizeof(*ip) + options;
-	if (ip->frag_off & bpf_htons(IP_FRAGMENTED))
-		return REASON_FRAGMENT;
-	if (!take(c, options))
-		return REASON_MALFORMED;
-	return parse_l4(c, pkt);
+/* The L4 header itself, or NULL. */
+static __always_inline void *take_at_l4(struct cursor *c, const struct packet *pkt, __u32 size)
+{
+	return to_l4(c, pkt) ? take(c, size) : NULL;
 }
 
 /* Addresses */
@@ -271,6 +273,34 @@ static __always_inline __be32 ip16_v4(const struct ip16 *ip)
 
 	__builtin_memcpy(&v4, &ip->b[12], sizeof(v4));
 	return v4;
+}
+
+/*
+ * Read the IPv4 header under the cursor and what follows it. Addresses and
+ * protocol are valid also when the reason says fragment or protocol.
+ */
+static __always_inline enum reason parse_ipv4(struct cursor *c, struct packet *pkt)
+{
+	struct iphdr *ip = take(c, sizeof(*ip));
+	__u32 options;
+
+	if (!ip || ip->version != 4)
+		return REASON_MALFORMED;
+	options = options_of(ip);
+	if (options > IP_OPTIONS_MAX || bpf_ntohs(ip->tot_len) < sizeof(*ip) + options)
+		return REASON_MALFORMED;
+	pkt->family = 4;
+	pkt->saddr = ip16_of(ip->saddr);
+	pkt->daddr = ip16_of(ip->daddr);
+	pkt->proto = ip->protocol;
+	pkt->ttl = ip->ttl;
+	pkt->length = bpf_ntohs(ip->tot_len);
+	pkt->l4 = sizeof(struct ethhdr) + sizeof(*ip) + options;
+	if (ip->frag_off & bpf_htons(IP_FRAGMENTED))
+		return REASON_FRAGMENT;
+	if (!take(c, options))
+		return REASON_MALFORMED;
+	return parse_l4(c, pkt);
 }
 
 static __always_inline bool within(__be32 ip, __u32 prefix, int bits)
@@ -311,6 +341,13 @@ static __always_inline __u16 csum_swap(__u16 sum, __be32 from, __be32 to)
 	s += (__u16) ~(from & 0xffff) + (__u16) ~(from >> 16);
 	s += (to & 0xffff) + (to >> 16);
 	return ~csum_fold(s);
+}
+
+static __always_inline __u16 csum_swap16(__u16 sum, const struct ip16 *from, const struct ip16 *to)
+{
+	const __be32 *a = (const __be32 *)from->b, *b = (const __be32 *)to->b;
+
+	return csum_swap(csum_swap(csum_swap(csum_swap(sum, a[0], b[0]), a[1], b[1]), a[2], b[2]), a[3], b[3]);
 }
 
 static __always_inline __u16 ip_csum(const struct iphdr *ip)

@@ -11,7 +11,7 @@ enum reason {
 	REASON_NONE = 0,
 
 	/* Left to the host's stack. */
-	REASON_PASS_NOT_IPV4 = 1,  /* XDP: ARP, IPv6, anything else on the uplink */
+	REASON_PASS_NOT_INET = 1,  /* XDP: ARP, anything else on the uplink */
 	REASON_PASS_HOST = 2,	   /* IP for nobody we serve: the host's own */
 	REASON_PASS_OTHER_VNI = 3, /* a tunnel packet of another network */
 	REASON_PASS_OTHER_MAC = 4, /* a frame for another station, flooded */
@@ -63,6 +63,7 @@ enum reason {
 	REASON_TCP_FLAGS = 43,	      /* a set that no stack sends */
 	REASON_VLAN = 44,	      /* from a port: tagged */
 	REASON_FRAGMENT_HOLES = 45,   /* out of order, and more holes than are remembered */
+	REASON_NO_CHECKSUM = 46,      /* IPv6: a datagram of UDP without one */
 
 	/* Load balancing. */
 	REASON_UNKNOWN_ENDPOINT = 50, /* tunnel packet of a stranger */

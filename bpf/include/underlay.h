@@ -18,7 +18,7 @@ static __noinline int note_error(__u32 host, const struct packet *pkt, __u16 mtu
 		return 0;
 	e->seen = bpf_ktime_get_ns();
 	__sync_fetch_and_add(&e->count, 1);
-	e->from = pkt->saddr;
+	e->from = ip16_v4(&pkt->saddr);
 	e->mtu = mtu;
 	e->type = pkt->icmp_type;
 	e->code = pkt->icmp_code;
@@ -43,7 +43,7 @@ static __noinline bool is_underlay_error(struct xdp_md *ctx, const struct packet
 	if (!is_error(pkt))
 		return false;
 	l4 = take_quote(&c, &q);
-	if (!l4 || q->protocol != IPPROTO_UDP || l4->dport != bpf_htons(VXLAN_PORT) || q->saddr != pkt->daddr)
+	if (!l4 || q->protocol != IPPROTO_UDP || l4->dport != bpf_htons(VXLAN_PORT) || q->saddr != ip16_v4(&pkt->daddr))
 		return false;
 	endpoint = q->daddr;
 	c = xdp_cursor(ctx);

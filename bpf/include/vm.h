@@ -66,18 +66,35 @@ static __always_inline enum reason hop(struct __sk_buff *skb, const struct frame
 	return REASON_NONE;
 }
 
-/* instance:target-port → VIP:port, as the flow says. Services are IPv4's. */
+static __always_inline long write_source4(struct __sk_buff *skb, const struct frame *f, const struct visit *v,
+					  __u32 check, __u64 flags)
+{
+	__be32 from = ip16_v4(&f->ip.src), to = ip16_v4(&v->vip);
+
+	return bpf_l4_csum_replace(skb, check, from, to, flags | 4) ||
+	       bpf_l3_csum_replace(skb, IP_OFFSET(check), from, to, 4) ||
+	       bpf_skb_store_bytes(skb, IP_OFFSET(saddr), &to, sizeof(to), 0);
+}
+
+static __always_inline long write_source6(struct __sk_buff *skb, const struct frame *f, const struct visit *v,
+					  __u32 check, __u64 flags)
+{
+	__s64 change = bpf_csum_diff((__be32 *)&f->ip.src, sizeof(f->ip.src), (__be32 *)&v->vip, sizeof(v->vip), 0);
+
+	return bpf_l4_csum_replace(skb, check, 0, change, flags) ||
+	       bpf_skb_store_bytes(skb, IP6_OFFSET(saddr), &v->vip, sizeof(v->vip), 0);
+}
+
+/* instance:target-port → VIP:port, as the flow says. */
 static __always_inline enum reason rewrite_source(struct __sk_buff *skb, struct frame *f, const struct visit *v)
 {
 	bool tcp = f->ip.proto == IPPROTO_TCP;
 	__u32 check = f->ip.l4 + (tcp ? offsetof(struct tcphdr, check) : offsetof(struct udphdr, check));
-	__u64 mangled = tcp ? 0 : BPF_F_MARK_MANGLED_0;
-	__be32 from = ip16_v4(&f->ip.src), to = ip16_v4(&v->vip);
+	__u64 flags = BPF_F_PSEUDO_HDR | (tcp ? 0 : BPF_F_MARK_MANGLED_0);
 
-	if (bpf_l4_csum_replace(skb, check, from, to, mangled | BPF_F_PSEUDO_HDR | 4) ||
-	    write_port(skb, f, offsetof(struct tcphdr, source), f->ip.sport, v->vip_port) ||
-	    bpf_l3_csum_replace(skb, IP_OFFSET(check), from, to, 4) ||
-	    bpf_skb_store_bytes(skb, IP_OFFSET(saddr), &to, sizeof(to), 0))
+	if (f->ip.family == 6 ? write_source6(skb, f, v, check, flags) : write_source4(skb, f, v, check, flags))
+		return REASON_MALFORMED;
+	if (write_port(skb, f, offsetof(struct tcphdr, source), f->ip.sport, v->vip_port))
 		return REASON_MALFORMED;
 	f->ip.src = v->vip;
 	f->ip.sport = v->vip_port;
@@ -114,6 +131,15 @@ static __always_inline enum reason rewrite_error_out(struct __sk_buff *skb, stru
 	return rewrite_address(skb, IP_OFFSET(saddr), &w->f.ip.src, &v->vip);
 }
 
+/* A later fragment has no L4 header, so that nothing covers its address but IPv4's own. */
+static __always_inline enum reason rewrite_later(struct __sk_buff *skb, struct frame *f, const struct visit *v)
+{
+	if (f->ip.family == 4)
+		return rewrite_address(skb, IP_OFFSET(saddr), &f->ip.src, &v->vip);
+	f->ip.src = v->vip;
+	return bpf_skb_store_bytes(skb, IP6_OFFSET(saddr), &v->vip, sizeof(v->vip), 0) ? REASON_MALFORMED : REASON_NONE;
+}
+
 /* What the wire sees instead of what the VM has sent. */
 static __always_inline enum reason mend_out(struct __sk_buff *skb, struct work *w)
 {
@@ -124,7 +150,7 @@ static __always_inline enum reason mend_out(struct __sk_buff *skb, struct work *
 	if (w->error)
 		return rewrite_error_out(skb, w);
 	if (f->ip.fragment == FRAGMENT_LATER)
-		return v->service ? rewrite_address(skb, IP_OFFSET(saddr), &f->ip.src, &v->vip) : REASON_NONE;
+		return v->service ? rewrite_later(skb, f, v) : REASON_NONE;
 	if (v->service)
 		reason = rewrite_source(skb, f, v);
 	if (!reason && v->peer_port != f->ip.dport)

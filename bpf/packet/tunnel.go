@@ -35,7 +35,7 @@ func (t Tag) MAC() net.HardwareAddr {
 // Wrap encapsulates a packet; its own Ethernet header is replaced by the inner
 // one.
 func (t Tunnel) Wrap(p Packet) []byte {
-	return t.wrap(append(Ethernet(MAC(t.Backend), t.Tag.MAC(), TypeIPv4), p.IP()...))
+	return t.wrap(append(Ethernet(MAC(t.Backend), t.Tag.MAC(), p.etherType), p.IP()...))
 }
 
 // TypeReach is the Ethernet type of the question whether a host is reached.

@@ -46,7 +46,7 @@ func (j *journey) verdict(program string, run host.TwinRun, why bpf.Reason) {
 		j.out.Verdict = "delivered"
 	case why.IsDrop():
 		j.out.Verdict = "dropped"
-	case why == bpf.ReasonPassHost, why == bpf.ReasonPassNotIP, why == bpf.ReasonPassNotIPv4, why == bpf.ReasonPassOtherMAC:
+	case why == bpf.ReasonPassHost, why == bpf.ReasonPassNotIP, why == bpf.ReasonPassNotInet, why == bpf.ReasonPassOtherMAC:
 		j.out.Verdict = "passed"
 	default:
 		j.out.Verdict = "sent"
