@@ -20,6 +20,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -85,6 +86,21 @@ func RefTo(id ID) *Ref { return &Ref{ID: id} }
 // Labels are a customer's own marks on an object. They are written as {} when
 // empty: clients tell an absent field from an empty one.
 type Labels map[string]string
+
+// LabelWeight, on a member of an instance pool, says how many times the flows of
+// another member it gets from load balancers: 1 to MaxWeight.
+const (
+	LabelWeight = "nlb-weight"
+	MaxWeight   = 100
+)
+
+// Weight that the labels name; 1 where they name none that can be.
+func (l Labels) Weight() int {
+	if w, err := strconv.Atoi(l[LabelWeight]); err == nil && 1 <= w && w <= MaxWeight {
+		return w
+	}
+	return 1
+}
 
 // MarshalJSON writes nil as an empty object.
 func (l Labels) MarshalJSON() ([]byte, error) {

@@ -68,6 +68,7 @@ func (i *Instances) change(ctx context.Context, c api.Call, fn func(tx *store.Tx
 		if state(d) == destroying {
 			return plan, cloud.Conflictf("instance %s is being deleted", d.ID)
 		}
+		weight := d.Body.Labels.Weight()
 		changed, quiet, err := fn(tx, &d)
 		if errors.Is(err, place.ErrUnavailable) {
 			plan.Failed = &operation.Outcome{Reason: cloud.ReasonUnavailable, Message: err.Error()}
@@ -78,7 +79,7 @@ func (i *Instances) change(ctx context.Context, c api.Call, fn func(tx *store.Tx
 			return plan, err
 		}
 		plan.Done, plan.Waiting = quiet, "its host to learn of it"
-		if err := store.Put(tx, op, d); err != nil || quiet {
+		if err := store.Put(tx, op, d); err != nil || quiet && d.Body.Labels.Weight() == weight {
 			return plan, err
 		}
 		return plan, i.moved(tx, op, "", d)

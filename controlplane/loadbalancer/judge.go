@@ -153,11 +153,12 @@ func sooner(a, b time.Time) time.Time {
 // left alone for a while, and where one leaves, those that it has just taken
 // over: again is when that ends, zero if none is waited for.
 func assign(old slots.Table, backends []store.BackendDoc, now time.Time) (table slots.Table, again time.Time) {
-	want := slots.Want{Patient: true}
+	want := slots.Want{Patient: true, Weights: map[uint32]int{}}
 	known := map[uint32]bool{0: true}
 	var joined time.Time
 	for _, b := range backends {
 		known[b.Number] = true
+		want.Weights[b.Number] = b.Weight
 		switch {
 		case b.State == store.BackendActive && !leaves(b):
 			want.Backends = append(want.Backends, b.Number)

@@ -147,7 +147,7 @@ func (b *Balancers) follow(tx *store.Tx, op cloud.ID, s service) error {
 		if i := slices.IndexFunc(members, func(m member) bool { return m.ID == old.Instance }); i >= 0 {
 			body := members[i].Body
 			old.Host, old.Address, old.Down = body.HostNumber, body.Address, !runs(members[i])
-			old.Leaving, old.Closed = body.Leaving, body.Closed
+			old.Leaving, old.Closed, old.Weight = body.Leaving, body.Closed, body.Labels.Weight()
 			backends = append(backends, old)
 			members = slices.Delete(members, i, i+1)
 			continue
@@ -192,7 +192,7 @@ func (b *Balancers) join(tx *store.Tx, s service, members []member) ([]store.Bac
 			return nil, err
 		}
 		fresh = append(fresh, store.BackendDoc{
-			Number: number, Instance: m.ID, Host: m.Body.HostNumber, Address: m.Body.Address,
+			Number: number, Instance: m.ID, Host: m.Body.HostNumber, Address: m.Body.Address, Weight: m.Body.Labels.Weight(),
 			// Above what was ever said of the same number before.
 			Generation: s.Body.SlotsGeneration + 1,
 			Verdict:    store.VerdictInitial, State: store.BackendJoining, Since: tx.Now().UTC(),

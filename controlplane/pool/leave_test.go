@@ -3,12 +3,15 @@
 package pool
 
 import (
+	"encoding/json"
 	"slices"
 	"testing"
 	"time"
 
 	"cairn/cloud"
+	capi "cairn/cloud/api"
 	"cairn/cloud/wire"
+	"cairn/controlplane/api"
 	"cairn/controlplane/instance"
 	"cairn/controlplane/operation"
 	"cairn/controlplane/store"
@@ -308,4 +311,34 @@ func TestTheServiceGoesMeanwhile(t *testing.T) {
 	b.succeeds(all)
 	b.succeeds(op)
 	b.refused(cloud.NotFound, "instance-pool", "get-instance-pool", nil, "id", string(pool2))
+}
+
+// TestAMemberWeighs: a label on a member reaches the services before its pool at
+// once, and no host has to acknowledge anything first; so does its reset.
+func TestAMemberWeighs(t *testing.T) {
+	b := newFront(t, 2)
+	pool, _, _ := b.served(2)
+	one := b.members(pool)[0].ID
+	weight := func() int {
+		for _, backend := range b.services()[0].Body.Backends {
+			if backend.Instance == one {
+				return backend.Weight
+			}
+		}
+		return 0
+	}
+	for _, step := range []struct {
+		call api.Call
+		want int
+	}{
+		{api.Call{Operation: capi.Find(capi.Operations, "update-instance"), Org: org, Args: map[string]string{"id": string(one)},
+			Body: &cloud.UpdateInstanceRequest{Labels: cloud.Labels{cloud.LabelWeight: "7"}},
+			Keys: map[string]json.RawMessage{"labels": json.RawMessage(`{"nlb-weight":"7"}`)}}, 7},
+		{api.Call{Operation: capi.Find(capi.Operations, "reset-instance-field"), Org: org, Args: map[string]string{"id": string(one), "field": "labels"}}, 1},
+	} {
+		op, err := b.Handlers[step.call.Operation.ID](t.Context(), step.call)
+		if err != nil || op.(*cloud.Operation).State != cloud.OperationSuccess || weight() != step.want {
+			t.Errorf("%s: %+v, %v; it weighs %d, want %d", step.call.Operation.ID, op, err, weight(), step.want)
+		}
+	}
 }

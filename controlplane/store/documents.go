@@ -124,7 +124,8 @@ type BackendDoc struct {
 	Instance   cloud.ID   `json:"instance"`
 	Host       uint32     `json:"host"` // number of the instance's hypervisor
 	Address    netip.Addr `json:"address"`
-	Generation uint64     `json:"generation"` // of what is checked; a verdict on an older one is void
+	Weight     int        `json:"weight,omitempty"` // beside the others'; 0 is 1
+	Generation uint64     `json:"generation"`       // of what is checked; a verdict on an older one is void
 	Verdict    string     `json:"verdict"`
 	State      string     `json:"state"`
 	Down       bool       `json:"down,omitempty"`   // its instance does not run

@@ -9,8 +9,13 @@ import (
 
 // Want is what a table should become.
 type Want struct {
-	// Backends share the slots equally. Order and doubles do not matter.
+	// Backends share the slots, equally unless Weights says otherwise. Order and
+	// doubles do not matter.
 	Backends []uint32
+
+	// Weights of backends, relative to each other; 1 for who is not named, or
+	// named with less. They are quotas: nothing is drawn by chance.
+	Weights map[uint32]int
 
 	// Dead are gone with their flows: their port does not exist any more, or
 	// their host cannot be reached. A backend that is neither here nor in
@@ -30,7 +35,8 @@ type Want struct {
 // Assign makes the table that w wants out of the old one, nil for none, with
 // the fewest moves; it does not change old.
 //
-//   - Each backend gets an equal share, within one slot.
+//   - Each backend gets its weight's share of the slots, within one slot, which may
+//     be none for a weight that is small beside the others.
 //   - A slot that moves keeps its former owner as prev, unless that is dead; if
 //     it had a prev already, the one with more flows stays, the older one if
 //     nobody counts. Such slots are the last that are taken for balance, but
@@ -112,20 +118,32 @@ func (a *assignment) bury() {
 	}
 }
 
-// share sets the quotas. The odd slots go to those who have most already, so
+// share sets the quotas: by weight, rounded down. The odd slots go one each to
+// those whose share is no whole number, first to those who have most already, so
 // that nothing moves for their sake.
 func (a *assignment) share(backends []uint32) {
+	total := 0
+	for _, b := range backends {
+		total += a.weight(b)
+	}
 	has := a.table.Shares()
-	order := slices.Clone(backends)
-	slices.SortFunc(order, func(x, y uint32) int { return cmp.Or(cmp.Compare(has[y], has[x]), cmp.Compare(x, y)) })
-	for i, b := range order {
-		a.quota[b] = len(a.table) / len(backends)
-		if i < len(a.table)%len(backends) {
-			a.quota[b]++
+	var order []uint32
+	odd := len(a.table)
+	for _, b := range backends {
+		part := len(a.table) * a.weight(b)
+		a.quota[b] = part/total - has[b]
+		odd -= part / total
+		if part%total != 0 {
+			order = append(order, b)
 		}
-		a.quota[b] -= has[b]
+	}
+	slices.SortFunc(order, func(x, y uint32) int { return cmp.Or(cmp.Compare(a.quota[x], a.quota[y]), cmp.Compare(x, y)) })
+	for _, b := range order[:odd] {
+		a.quota[b]++
 	}
 }
+
+func (a *assignment) weight(b uint32) int { return max(1, a.want.Weights[b]) }
 
 // disinherit lists slots to be given away out of what backends above their
 // quota have inherited: those have moved already, so that nothing else has to.
