@@ -229,7 +229,7 @@ func TestUplinkDrops(t *testing.T) {
 		"link-local source":  {in: fromRouter(packet.TCP("169.254.1.1:1", vip).SYN()).Bytes(), want: bpf.ReasonBadSource},
 		"forged probe":       {in: fromRouter(packet.TCP(probe+":1", vip).SYN()).Bytes(), want: bpf.ReasonBadSource},
 		"benchmark source":   {in: fromRouter(packet.TCP("198.19.0.1:1", vip).SYN()).Bytes(), want: bpf.ReasonBadSource},
-		"ttl":                {in: syn.TTL(1).Bytes(), want: bpf.ReasonTTL},
+		"ttl, told enough":   {in: syn.TTL(1).Bytes(), setup: toldEnough(vipAddr), want: bpf.ReasonTTL},
 		"oversize":           {in: syn.Payload(make([]byte, 1461)).Bytes(), want: bpf.ReasonOversize},
 		"empty slot":         {in: in, setup: func(w *world) { w.owners(0, 0) }, want: bpf.ReasonNoBackend},
 		"backend of nobody":  {in: in, setup: func(w *world) { w.owners(99, 0) }, want: bpf.ReasonNoBackend},

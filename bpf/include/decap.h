@@ -6,6 +6,7 @@
 #include "flow.h"
 #include "reach.h"
 #include "refuse.h"
+#include "tell.h"
 
 /* A balanced packet at a host that has backends: where it belongs, whether its
  * owner takes it, and the way into a port of this host. */
@@ -47,6 +48,28 @@ static __always_inline __u32 next_owner(const struct trip *t)
 	if (cur != t->backend)
 		return cur;
 	return prev != t->backend ? prev : 0;
+}
+
+/* Off to another host. */
+static __always_inline int send(struct xdp_md *ctx, const struct cfg *c, struct trip *t)
+{
+	__u32 index = t->to->nexthop;
+	struct nexthop *hop = bpf_map_lookup_elem(&nexthops, &index);
+	struct nexthop nexthop = {};
+	enum reason reason;
+
+	if (hop)
+		*(__u64 *)&nexthop = READ_ONCE(*(__u64 *)hop);
+	if (!(nexthop.flags & NEXTHOP_VALID))
+		return end_trip(t, XDP_DROP, REASON_NO_NEXTHOP);
+	if (t->svc->mtu && t->pkt.length > t->svc->mtu)
+		return tell_client(ctx, c, t, t->svc->mtu);
+	if (t->pkt.ttl <= 1)
+		return tell_client(ctx, c, t, 0);
+	reason = encapsulate(ctx, c, t, &nexthop);
+	if (reason)
+		return end_trip(t, XDP_DROP, reason);
+	return end_trip(t, XDP_TX, t->hop ? REASON_FORWARDED : REASON_SENT);
 }
 
 enum fate {
@@ -180,12 +203,16 @@ static __always_inline enum reason rewrite_destination(struct cursor c, const st
 
 /* Into a port of this host: rewrite, leave the note, let uplink_in judge. An error
  * is rewritten there, where its flow is found. */
-static __always_inline int deliver(struct xdp_md *ctx, struct trip *t)
+static __always_inline int deliver(struct xdp_md *ctx, const struct cfg *c, struct trip *t)
 {
+	struct port_cfg *pc = bpf_map_lookup_elem(&port_cfg, &t->port);
 	struct cursor meta;
 	struct note *note;
-	enum reason reason = t->error ? REASON_NONE : rewrite_destination(xdp_cursor(ctx), t);
+	enum reason reason;
 
+	if (pc && pc->mtu && t->pkt.length > pc->mtu)
+		return tell_client(ctx, c, t, pc->mtu);
+	reason = t->error ? REASON_NONE : rewrite_destination(xdp_cursor(ctx), t);
 	if (reason)
 		return end_trip(t, XDP_DROP, reason);
 	if (bpf_xdp_adjust_meta(ctx, -(int)sizeof(*note)))
@@ -248,7 +275,7 @@ static __always_inline int travel(struct xdp_md *ctx, const struct cfg *c, struc
 		if (trace)
 			trace_place(TRACE_WEIGH, t->port, t->backend, is_known_here(t), fate);
 		if (fate == FATE_DELIVER)
-			return deliver(ctx, t);
+			return deliver(ctx, c, t);
 		if (fate == FATE_REFUSE)
 			return refuse(ctx, c, t);
 		if (fate == FATE_DROP)

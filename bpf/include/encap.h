@@ -40,6 +40,7 @@ struct trip {
 	__u32 port;
 	__u8 hop;   /* how often it was handed on */
 	bool probe; /* the self-test's own packet */
+	__u8 piece; /* enum fragment (inet.h) */
 	bool error; /* an ICMP error about the flow that pkt is of (about.h) */
 };
 
@@ -146,26 +147,4 @@ static __always_inline enum reason encapsulate(struct xdp_md *ctx, const struct 
 	__builtin_memcpy(eth->h_source, c->uplink_mac, ETH_ALEN);
 	eth->h_proto = bpf_htons(ETH_P_IP);
 	return REASON_NONE;
-}
-
-/* Off to another host. */
-static __always_inline int send(struct xdp_md *ctx, const struct cfg *c, struct trip *t)
-{
-	__u32 index = t->to->nexthop;
-	struct nexthop *hop = bpf_map_lookup_elem(&nexthops, &index);
-	struct nexthop nexthop = {};
-	enum reason reason;
-
-	if (hop)
-		*(__u64 *)&nexthop = READ_ONCE(*(__u64 *)hop);
-	if (!(nexthop.flags & NEXTHOP_VALID))
-		return end_trip(t, XDP_DROP, REASON_NO_NEXTHOP);
-	if (t->svc->mtu && t->pkt.length > t->svc->mtu)
-		return end_trip(t, XDP_DROP, REASON_OVERSIZE);
-	if (t->pkt.ttl <= 1)
-		return end_trip(t, XDP_DROP, REASON_TTL);
-	reason = encapsulate(ctx, c, t, &nexthop);
-	if (reason)
-		return end_trip(t, XDP_DROP, reason);
-	return end_trip(t, XDP_TX, t->hop ? REASON_FORWARDED : REASON_SENT);
 }
