@@ -13,6 +13,7 @@ type (
 	Backend     = uplinkBackend
 	Nexthop     = uplinkNexthop
 	Stat        = uplinkStat
+	StatPage    = uplinkStatPage
 	Vtep        = uplinkVtep
 	Refusals    = uplinkRefusals
 	Reach       = uplinkReach
@@ -157,3 +158,6 @@ const (
 	// socket that sends to a port itself sets it with SO_MARK.
 	GuardMark = 0xCA190001
 )
+
+// StatsPerPage is how many backends share a value of backend_stat.
+const StatsPerPage = uint32(len(StatPage{}.Of))

@@ -50,7 +50,7 @@ static __always_inline enum reason choose(struct trip *t)
 	if (t->probe || t->error)
 		return REASON_NONE;
 	count_stat(bpf_map_lookup_elem(&svc_stat, &id), &t->pkt);
-	count_stat(bpf_map_lookup_elem(&backend_stat, &t->backend), &t->pkt);
+	count_stat(stat_of_backend(t->backend), &t->pkt);
 	return REASON_NONE;
 }
 

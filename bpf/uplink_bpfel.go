@@ -627,6 +627,11 @@ type uplinkStat struct {
 	Forwarded uint64
 }
 
+type uplinkStatPage struct {
+	_  structs.HostLayout
+	Of [64]uplinkStat
+}
+
 type uplinkStation struct {
 	_        structs.HostLayout
 	Port     uint32

@@ -96,7 +96,7 @@ func TestPacketToVIPIsSentToItsBackend(t *testing.T) {
 	if got := w.stat("svc_stat", tcpService); got.Packets != 3 || got.Opened != 2 || got.Bytes != 40+45+44 {
 		t.Errorf("svc_stat: %+v", got)
 	}
-	if got := w.stat("backend_stat", backend11); got.Packets != 3 || got.Opened != 2 {
+	if got := w.backendStat(backend11); got.Packets != 3 || got.Opened != 2 {
 		t.Errorf("backend_stat: %+v", got)
 	}
 }
@@ -106,6 +106,20 @@ func (w *world) stat(name string, id uint32) (sum bpf.Stat) {
 	var perCPU []bpf.Stat
 	must(w.T, w.maps[name].Lookup(id, &perCPU))
 	for _, s := range perCPU {
+		sum.Packets += s.Packets
+		sum.Bytes += s.Bytes
+		sum.Opened += s.Opened
+		sum.Forwarded += s.Forwarded
+	}
+	return sum
+}
+
+func (w *world) backendStat(id uint32) (sum bpf.Stat) {
+	w.Helper()
+	var perCPU []bpf.StatPage
+	must(w.T, w.maps["backend_stat"].Lookup(id/bpf.StatsPerPage, &perCPU))
+	for _, page := range perCPU {
+		s := page.Of[id%bpf.StatsPerPage]
 		sum.Packets += s.Packets
 		sum.Bytes += s.Bytes
 		sum.Opened += s.Opened

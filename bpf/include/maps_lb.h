@@ -69,6 +69,12 @@ struct stat {
 	__u64 forwarded; /* handed on to the other owner by this host */
 };
 
+#define STATS_PER_PAGE 64
+
+struct stat_page {
+	struct stat of[STATS_PER_PAGE];
+};
+
 struct vtep {
 	__u32 host;
 	__u32 pmtu;
@@ -206,12 +212,15 @@ struct {
 	__type(value, struct stat);
 } svc_stat SEC(".maps");
 
-/* Written by uplink, indexed by the zone's backend id, as backends is. */
+/*
+ * Written by uplink, indexed by the zone's backend id / 64. A per-CPU array keeps
+ * a pointer for each of its values: one for 64 backends stays in cache.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 65536);
+	__uint(max_entries, 1024);
 	__type(key, __u32);
-	__type(value, struct stat);
+	__type(value, struct stat_page);
 } backend_stat SEC(".maps");
 
 /* Written by the agent: tunnel endpoint → host. One entry per known host. */

@@ -177,6 +177,14 @@ static __always_inline struct backend *backend_of(__u32 id)
 	return b && id && b->flags & BACKEND_VALID ? b : NULL;
 }
 
+static __always_inline struct stat *stat_of_backend(__u32 id)
+{
+	__u32 at = id / STATS_PER_PAGE;
+	struct stat_page *page = bpf_map_lookup_elem(&backend_stat, &at);
+
+	return page ? &page->of[id % STATS_PER_PAGE] : NULL;
+}
+
 static __always_inline void count_stat(struct stat *s, const struct packet *pkt)
 {
 	if (!s || trace)
