@@ -80,7 +80,7 @@ type world struct {
 var sizes = map[string]uint32{
 	"slots": 1024, "backends": 256, "backend_stat": 4, "svc": 64, "svc_stat": 64, "nexthops": 16,
 	"port_cfg": 64, "ct_est": 64, "ct_new": 64, "rule_stats": 256, "vtep_seen": 16, "vtep_errors": 16, "ct_swept": 64, "pace": 64, "told": 64,
-	"events": 4096,
+	"events": 4096, "backend_conn": 256,
 }
 
 // load puts both objects into the kernel, once: uplink_in with its note in

@@ -14,6 +14,8 @@ type (
 	Nexthop     = uplinkNexthop
 	Stat        = uplinkStat
 	StatPage    = uplinkStatPage
+	ConnStat    = uplinkConnStat
+	Latency     = uplinkLatency
 	Vtep        = uplinkVtep
 	Refusals    = uplinkRefusals
 	Reach       = uplinkReach
@@ -137,6 +139,8 @@ const (
 	BumHosts = 512
 	// PuntMax is the largest frame that the agent is asked to answer.
 	PuntMax = 1024
+	// LatencyBuckets are the buckets of a Latency.
+	LatencyBuckets = 25
 	// CutsMax is the room for cuts in one Bounds record.
 	CutsMax = 64
 	// RulesMax is the room for rules in a Bitmap.

@@ -135,7 +135,7 @@ func TestSizesOfRecords(t *testing.T) {
 		"cfg": {4, 36}, "meta": {4, 64}, "reasons": {4, 8}, "vip_bits": {4, 8}, "vip4": {8, 4}, "vipaddr4": {4, 4},
 		"vip6": {20, 4}, "vipaddr6": {16, 4},
 		"svc": {4, 64}, "slots": {4, 8}, "backends": {4, 32}, "nexthops": {4, 8}, "svc_stat": {4, 32},
-		"backend_stat": {4, 64 * 32}, "vteps": {4, 8}, "vtep_seen": {4, 16}, "local": {8, 24}, "fdb": {12, 8}, "port_cfg": {4, 64},
+		"backend_stat": {4, 64 * 32}, "backend_conn": {4, 64}, "svc_latency": {4, 208}, "vteps": {4, 8}, "vtep_seen": {4, 16}, "local": {8, 24}, "fdb": {12, 8}, "port_cfg": {4, 64},
 		"ifindex_port": {4, 4}, "addr_ok": {20, 4}, "addr_port": {16, 4}, "prefixes": {20, 4}, "members": {20, 4},
 		"cidr": {24, 4}, "peer_bm": {12, 128}, "cidr_bm": {12, 128}, "port_bounds": {16, 260}, "port_bm": {12, 128},
 		"rule_ids": {12, 264}, "rule_stats": {4, 16}, "ct_est": {4, 4}, "ct_new": {4, 4}, "ct_swept": {4, 8}, "refusals": {4, 16},

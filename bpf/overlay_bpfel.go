@@ -65,6 +65,7 @@ type overlayMapSpecs struct {
 	AddrNet     *ebpf.MapSpec `ebpf:"addr_net"`
 	AddrOk      *ebpf.MapSpec `ebpf:"addr_ok"`
 	AddrPort    *ebpf.MapSpec `ebpf:"addr_port"`
+	BackendConn *ebpf.MapSpec `ebpf:"backend_conn"`
 	BackendStat *ebpf.MapSpec `ebpf:"backend_stat"`
 	Backends    *ebpf.MapSpec `ebpf:"backends"`
 	Bum         *ebpf.MapSpec `ebpf:"bum"`
@@ -102,6 +103,7 @@ type overlayMapSpecs struct {
 	Scratch     *ebpf.MapSpec `ebpf:"scratch"`
 	Slots       *ebpf.MapSpec `ebpf:"slots"`
 	Svc         *ebpf.MapSpec `ebpf:"svc"`
+	SvcLatency  *ebpf.MapSpec `ebpf:"svc_latency"`
 	SvcStat     *ebpf.MapSpec `ebpf:"svc_stat"`
 	Told        *ebpf.MapSpec `ebpf:"told"`
 	TooBigs     *ebpf.MapSpec `ebpf:"too_bigs"`
@@ -179,6 +181,7 @@ type overlayMaps struct {
 	AddrNet     *ebpf.Map `ebpf:"addr_net"`
 	AddrOk      *ebpf.Map `ebpf:"addr_ok"`
 	AddrPort    *ebpf.Map `ebpf:"addr_port"`
+	BackendConn *ebpf.Map `ebpf:"backend_conn"`
 	BackendStat *ebpf.Map `ebpf:"backend_stat"`
 	Backends    *ebpf.Map `ebpf:"backends"`
 	Bum         *ebpf.Map `ebpf:"bum"`
@@ -216,6 +219,7 @@ type overlayMaps struct {
 	Scratch     *ebpf.Map `ebpf:"scratch"`
 	Slots       *ebpf.Map `ebpf:"slots"`
 	Svc         *ebpf.Map `ebpf:"svc"`
+	SvcLatency  *ebpf.Map `ebpf:"svc_latency"`
 	SvcStat     *ebpf.Map `ebpf:"svc_stat"`
 	Told        *ebpf.Map `ebpf:"told"`
 	TooBigs     *ebpf.Map `ebpf:"too_bigs"`
@@ -240,6 +244,7 @@ func (m *overlayMaps) Close() error {
 		m.AddrNet,
 		m.AddrOk,
 		m.AddrPort,
+		m.BackendConn,
 		m.BackendStat,
 		m.Backends,
 		m.Bum,
@@ -277,6 +282,7 @@ func (m *overlayMaps) Close() error {
 		m.Scratch,
 		m.Slots,
 		m.Svc,
+		m.SvcLatency,
 		m.SvcStat,
 		m.Told,
 		m.TooBigs,

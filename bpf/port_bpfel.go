@@ -81,6 +81,7 @@ type portMapSpecs struct {
 	AddrNet     *ebpf.MapSpec `ebpf:"addr_net"`
 	AddrOk      *ebpf.MapSpec `ebpf:"addr_ok"`
 	AddrPort    *ebpf.MapSpec `ebpf:"addr_port"`
+	BackendConn *ebpf.MapSpec `ebpf:"backend_conn"`
 	BackendStat *ebpf.MapSpec `ebpf:"backend_stat"`
 	Backends    *ebpf.MapSpec `ebpf:"backends"`
 	Bum         *ebpf.MapSpec `ebpf:"bum"`
@@ -118,6 +119,7 @@ type portMapSpecs struct {
 	Scratch     *ebpf.MapSpec `ebpf:"scratch"`
 	Slots       *ebpf.MapSpec `ebpf:"slots"`
 	Svc         *ebpf.MapSpec `ebpf:"svc"`
+	SvcLatency  *ebpf.MapSpec `ebpf:"svc_latency"`
 	SvcStat     *ebpf.MapSpec `ebpf:"svc_stat"`
 	Told        *ebpf.MapSpec `ebpf:"told"`
 	TooBigs     *ebpf.MapSpec `ebpf:"too_bigs"`
@@ -194,6 +196,7 @@ type portMaps struct {
 	AddrNet     *ebpf.Map `ebpf:"addr_net"`
 	AddrOk      *ebpf.Map `ebpf:"addr_ok"`
 	AddrPort    *ebpf.Map `ebpf:"addr_port"`
+	BackendConn *ebpf.Map `ebpf:"backend_conn"`
 	BackendStat *ebpf.Map `ebpf:"backend_stat"`
 	Backends    *ebpf.Map `ebpf:"backends"`
 	Bum         *ebpf.Map `ebpf:"bum"`
@@ -231,6 +234,7 @@ type portMaps struct {
 	Scratch     *ebpf.Map `ebpf:"scratch"`
 	Slots       *ebpf.Map `ebpf:"slots"`
 	Svc         *ebpf.Map `ebpf:"svc"`
+	SvcLatency  *ebpf.Map `ebpf:"svc_latency"`
 	SvcStat     *ebpf.Map `ebpf:"svc_stat"`
 	Told        *ebpf.Map `ebpf:"told"`
 	TooBigs     *ebpf.Map `ebpf:"too_bigs"`
@@ -255,6 +259,7 @@ func (m *portMaps) Close() error {
 		m.AddrNet,
 		m.AddrOk,
 		m.AddrPort,
+		m.BackendConn,
 		m.BackendStat,
 		m.Backends,
 		m.Bum,
@@ -292,6 +297,7 @@ func (m *portMaps) Close() error {
 		m.Scratch,
 		m.Slots,
 		m.Svc,
+		m.SvcLatency,
 		m.SvcStat,
 		m.Told,
 		m.TooBigs,

@@ -145,4 +145,5 @@ const (
 	ReasonDoorNobody       = uplinkReasonREASON_DOOR_NOBODY
 	ReasonMetadataClosed   = uplinkReasonREASON_METADATA_CLOSED
 	ReasonRate             = uplinkReasonREASON_RATE
+	ReasonLimit            = uplinkReasonREASON_LIMIT
 )

@@ -117,6 +117,18 @@ type uplinkCidrKey struct {
 	Ip     uplinkIp16
 }
 
+type uplinkConnStat struct {
+	_              structs.HostLayout
+	Opened         uint64
+	Closed         uint64
+	Refused        uint64
+	ResetsIn       uint64
+	ResetsOut      uint64
+	RetransmitsIn  uint64
+	RetransmitsOut uint64
+	Reserved       uint64
+}
+
 type uplinkCt struct {
 	_       structs.HostLayout
 	Seen    uint64
@@ -144,7 +156,7 @@ type uplinkCt struct {
 	Flags      uint8
 	Heard      uint8
 	Scale      [2]uint8
-	Pad        [4]uint8
+	Counted    uint32
 }
 
 type uplinkCtFlag uint32
@@ -311,6 +323,12 @@ type uplinkInquiry struct {
 type uplinkIp16 struct {
 	_ structs.HostLayout
 	B [16]uint8
+}
+
+type uplinkLatency struct {
+	_     structs.HostLayout
+	Count [25]uint64
+	Sum   uint64
 }
 
 type uplinkListenerKey struct {
@@ -585,6 +603,7 @@ const (
 	uplinkReasonREASON_DOOR_NO_FLOW       uplinkReason = 141
 	uplinkReasonREASON_DOOR_NOBODY        uplinkReason = 142
 	uplinkReasonREASON_RATE               uplinkReason = 150
+	uplinkReasonREASON_LIMIT              uplinkReason = 160
 	uplinkReasonREASON_MAX                uplinkReason = 256
 )
 
@@ -651,7 +670,8 @@ type uplinkSvc struct {
 	Mtu        uint32
 	Generation uint32
 	Seed       uint32
-	Reserved   [16]uint8
+	Limit      uint32
+	Reserved   [12]uint8
 }
 
 type uplinkSvcFlag uint32
@@ -875,6 +895,22 @@ type uplinkWork struct {
 		PeerPort   uint16
 		_          [4]byte
 		Flow       uplinkCt
+		Question   struct {
+			_         structs.HostLayout
+			Policy    uint32
+			Direction uint32
+			Proto     uint32
+			Match     uint32
+			Scope     uint32
+			Fragment  bool
+			_         [3]byte
+			Peer      uplinkIp16
+		}
+		Verdict struct {
+			_     structs.HostLayout
+			Rule  uint32
+			Flags uint32
+		}
 	}
 	Quoted struct {
 		_            structs.HostLayout
@@ -965,6 +1001,7 @@ type uplinkMapSpecs struct {
 	AddrNet     *ebpf.MapSpec `ebpf:"addr_net"`
 	AddrOk      *ebpf.MapSpec `ebpf:"addr_ok"`
 	AddrPort    *ebpf.MapSpec `ebpf:"addr_port"`
+	BackendConn *ebpf.MapSpec `ebpf:"backend_conn"`
 	BackendStat *ebpf.MapSpec `ebpf:"backend_stat"`
 	Backends    *ebpf.MapSpec `ebpf:"backends"`
 	Bum         *ebpf.MapSpec `ebpf:"bum"`
@@ -1002,6 +1039,7 @@ type uplinkMapSpecs struct {
 	Scratch     *ebpf.MapSpec `ebpf:"scratch"`
 	Slots       *ebpf.MapSpec `ebpf:"slots"`
 	Svc         *ebpf.MapSpec `ebpf:"svc"`
+	SvcLatency  *ebpf.MapSpec `ebpf:"svc_latency"`
 	SvcStat     *ebpf.MapSpec `ebpf:"svc_stat"`
 	Told        *ebpf.MapSpec `ebpf:"told"`
 	TooBigs     *ebpf.MapSpec `ebpf:"too_bigs"`
@@ -1080,6 +1118,7 @@ type uplinkMaps struct {
 	AddrNet     *ebpf.Map `ebpf:"addr_net"`
 	AddrOk      *ebpf.Map `ebpf:"addr_ok"`
 	AddrPort    *ebpf.Map `ebpf:"addr_port"`
+	BackendConn *ebpf.Map `ebpf:"backend_conn"`
 	BackendStat *ebpf.Map `ebpf:"backend_stat"`
 	Backends    *ebpf.Map `ebpf:"backends"`
 	Bum         *ebpf.Map `ebpf:"bum"`
@@ -1117,6 +1156,7 @@ type uplinkMaps struct {
 	Scratch     *ebpf.Map `ebpf:"scratch"`
 	Slots       *ebpf.Map `ebpf:"slots"`
 	Svc         *ebpf.Map `ebpf:"svc"`
+	SvcLatency  *ebpf.Map `ebpf:"svc_latency"`
 	SvcStat     *ebpf.Map `ebpf:"svc_stat"`
 	Told        *ebpf.Map `ebpf:"told"`
 	TooBigs     *ebpf.Map `ebpf:"too_bigs"`
@@ -1141,6 +1181,7 @@ func (m *uplinkMaps) Close() error {
 		m.AddrNet,
 		m.AddrOk,
 		m.AddrPort,
+		m.BackendConn,
 		m.BackendStat,
 		m.Backends,
 		m.Bum,
@@ -1178,6 +1219,7 @@ func (m *uplinkMaps) Close() error {
 		m.Scratch,
 		m.Slots,
 		m.Svc,
+		m.SvcLatency,
 		m.SvcStat,
 		m.Told,
 		m.TooBigs,

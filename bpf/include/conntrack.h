@@ -3,6 +3,7 @@
 
 #include "events.h"
 #include "flow.h"
+#include "measure.h"
 #include "packet.h"
 #include "policy.h"
 #include "sweep.h"
@@ -43,36 +44,34 @@ static __always_inline void count_rule(const struct visit *v)
 }
 
 /* May a flow with v's tuple, whose first packet went in this direction, be? */
-static __always_inline enum reason permit(const struct port_cfg *pc, const struct visit *v, __u8 direction, __u16 match,
-					  struct verdict *verdict)
+static __always_inline enum reason permit(const struct port_cfg *pc, struct visit *v, __u8 direction, __u16 match)
 {
-	struct question q = {
-		.direction = direction,
-		.proto = v->key.proto,
-		.match = match,
-		.scope = pc->vni,
-		.peer = v->key.peer,
-	};
+	struct question *q = &v->question;
 
-	if (direction == DIRECTION_OUT && q.proto == IPPROTO_TCP && match == SMTP_PORT && !pc->vni &&
+	if (direction == DIRECTION_OUT && v->key.proto == IPPROTO_TCP && match == SMTP_PORT && !pc->vni &&
 	    !(pc->flags & PORT_SMTP_OPEN))
 		return REASON_SMTP;
-	return judge(pc, &q, verdict);
+	q->direction = direction;
+	q->proto = v->key.proto;
+	q->match = match;
+	q->scope = pc->vni;
+	q->fragment = false;
+	q->peer = v->key.peer;
+	return judge(pc, q, &v->verdict);
 }
 
 /* The port's policy is another one since the flow was judged. */
-static __always_inline enum reason judge_again(struct ct *f, const struct port_cfg *pc, const struct visit *v,
+static __always_inline enum reason judge_again(struct ct *f, const struct port_cfg *pc, struct visit *v,
 					       __u32 generation)
 {
-	struct verdict verdict = {};
-	enum reason reason = permit(pc, v, f->direction, f->match, &verdict);
+	enum reason reason = permit(pc, v, f->direction, f->match);
 
 	if (reason && !(f->flags & CT_KEEP))
 		return reason;
 	if (!reason) {
-		f->rule = verdict.rule;
+		f->rule = v->verdict.rule;
 		f->flags &= ~CT_KEEP;
-		if (verdict.flags & VERDICT_KEEP)
+		if (v->verdict.flags & VERDICT_KEEP)
 			f->flags |= CT_KEEP;
 	}
 	f->generation = generation;
@@ -80,7 +79,7 @@ static __always_inline enum reason judge_again(struct ct *f, const struct port_c
 }
 
 /* Another packet of a flow that is there. */
-static __always_inline enum reason renew(struct ct *f, const struct port_cfg *pc, const struct visit *v, __u64 now)
+static __always_inline enum reason renew(struct ct *f, const struct port_cfg *pc, struct visit *v, __u64 now)
 {
 	__u32 generation = READ_ONCE(pc->generation);
 	bool tcp = v->key.proto == IPPROTO_TCP;
@@ -96,9 +95,14 @@ static __always_inline enum reason renew(struct ct *f, const struct port_cfg *pc
 	if (!tcp) {
 		advance(f, v);
 	} else if (v->tcp_flags & TCP_RST || fits(f, v)) {
+		observe(f, v, says_again(f, v), now);
 		advance(f, v);
 		hear(f, v);
 	}
+	if (f->state >= CT_CLOSED)
+		count_closed(f);
+	else if (v->confirmed && !f->counted)
+		count_opened(f);
 	f->seen = now;
 	f->idle = pc->established;
 	f->packets += v->packets;
@@ -106,33 +110,12 @@ static __always_inline enum reason renew(struct ct *f, const struct port_cfg *pc
 	return REASON_NONE;
 }
 
-/*
- * The quota is used up: make room of what has expired. The agent sweeps all the
- * time; this is for the day it is gone, because forwarding has no time limit
- * without it. At most once a second a port, since a pass over a table of live
- * flows takes milliseconds and frees nothing.
- */
-static __noinline bool make_room(void *est, __u32 port, __u64 now)
-{
-	struct port_cfg *pc = bpf_map_lookup_elem(&port_cfg, &port);
-	struct sweep s = { .now = now };
-	__u64 *last = bpf_map_lookup_elem(&ct_swept, &port);
-
-	if (trace || !last || now - *last < SECOND)
-		return false;
-	*last = now;
-	bpf_for_each_map_elem(est, sweep_flow, &s, 0);
-	if (pc && pc->flags & PORT_FLOW_LOG)
-		lose_events(s.expired); /* too many calls deep to tell of each */
-	return true;			/* not whether it freed any: the verifier would follow every count */
-}
-
-/* Put v's record under key among the confirmed ones. */
+/* Put v's record under key among the confirmed ones, where there is none of it. */
 static __always_inline bool confirm(void *est, const struct ct_key *key, struct visit *v, __u64 now)
 {
-	if (trace || !bpf_map_update_elem(est, key, &v->flow, BPF_ANY))
+	if (trace || !bpf_map_update_elem(est, key, &v->flow, BPF_NOEXIST) || bpf_map_lookup_elem(est, key))
 		return true;
-	return make_room(est, v->port, now) && !bpf_map_update_elem(est, key, &v->flow, BPF_ANY);
+	return make_room(est, v->port, now) && !bpf_map_update_elem(est, key, &v->flow, BPF_NOEXIST);
 }
 
 /* Two services, or a service and the instance's own address, can give one
@@ -223,8 +206,7 @@ static __noinline enum reason renew_alias(void *est, void *fresh, struct visit *
 }
 
 /* The record of a flow that begins with v's packet. */
-static __always_inline void fill_flow(struct visit *v, const struct port_cfg *pc, const struct verdict *verdict,
-				      __u32 generation, __u64 now)
+static __always_inline void fill_flow(struct visit *v, const struct port_cfg *pc, __u32 generation, __u64 now)
 {
 	struct ct *f = &v->flow;
 
@@ -238,7 +220,7 @@ static __always_inline void fill_flow(struct visit *v, const struct port_cfg *pc
 	f->backend = v->backend;
 	f->hash = v->hash;
 	f->generation = generation;
-	f->rule = v->rule = verdict->rule;
+	f->rule = v->rule = v->verdict.rule;
 	f->idle = pc->established;
 	f->peer_port = v->wire_port;
 	f->match = v->match;
@@ -246,7 +228,7 @@ static __always_inline void fill_flow(struct visit *v, const struct port_cfg *pc
 	f->state = CT_NEW;
 	if (v->host)
 		f->flags = CT_HOST;
-	else if (verdict->flags & VERDICT_KEEP)
+	else if (v->verdict.flags & VERDICT_KEEP)
 		f->flags = CT_KEEP;
 	if (v->key.proto != IPPROTO_TCP)
 		return;
@@ -264,25 +246,26 @@ static __always_inline bool is_out_of_place(const struct port_cfg *pc, const str
 static __always_inline enum reason begin(void *est, void *fresh, const struct port_cfg *pc, struct visit *v, __u64 now)
 {
 	__u32 generation = READ_ONCE(pc->generation);
-	struct verdict verdict = {};
 	enum reason reason;
 
 	if (v->answer_only)
 		return REASON_NO_DOOR_FLOW;
 	if (is_out_of_place(pc, v, now))
 		return REASON_CT_NO_SYN;
+	v->verdict.rule = 0;
+	v->verdict.flags = 0;
 	if (!v->host) {
-		reason = permit(pc, v, v->direction, v->match, &verdict);
+		reason = permit(pc, v, v->direction, v->match);
 		if (reason)
 			return reason;
 	}
-	fill_flow(v, pc, &verdict, generation, now);
+	fill_flow(v, pc, generation, now);
 	if (trace)
 		return trace_opens(v);
 	if (pc->flags & PORT_FLOW_LOG)
 		tell_replaced(est, fresh, v);
 	if (v->stale)
-		bpf_map_delete_elem(est, &v->key);
+		forget(est, &v->key);
 	if (v->host && v->direction == DIRECTION_IN && confirm(est, &v->key, v, now))
 		return REASON_NONE;
 	if (bpf_map_update_elem(fresh, &v->key, &v->flow, BPF_ANY))
@@ -296,16 +279,21 @@ static __always_inline enum reason begin(void *est, void *fresh, const struct po
  * The initiator has spoken after an answer. A full table leaves the flow where
  * it is: it goes on there until newer ones push it out.
  */
-static __noinline void promote(void *est, void *fresh, struct visit *v, const struct ct *f, __u64 now)
+static __noinline void promote(void *est, void *fresh, struct visit *v, struct ct *f, __u64 now)
 {
 	if (trace)
 		return;
 	v->flow = *f;
+	if (v->stale)
+		forget(est, &v->key);
 	if (!confirm(est, &v->key, v, now)) {
 		count(REASON_CT_QUOTA, 1);
 		return;
 	}
 	bpf_map_delete_elem(fresh, &v->key);
+	f = bpf_map_lookup_elem(est, &v->key);
+	if (f)
+		count_opened(f);
 	if (v->translated && !remember_alias(est, v)) {
 		struct ct_key alias = alias_of(v);
 
@@ -388,6 +376,7 @@ __noinline enum reason track(struct visit *v, const struct port_cfg *pc)
 			return reason;
 		if (is_logged(pc, f))
 			tell_flow(&v->key, f, v->port, EVENT_CLOSED, reason);
+		count_closed(f);
 		bpf_map_delete_elem(v->confirmed ? est : fresh, &v->key);
 		return reason;
 	}

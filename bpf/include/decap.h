@@ -4,6 +4,7 @@
 #include "about.h"
 #include "encap.h"
 #include "flow.h"
+#include "limit.h"
 #include "reach.h"
 #include "refuse.h"
 #include "tell.h"
@@ -87,14 +88,13 @@ static __always_inline enum fate weigh(const struct trip *t, bool known, __u32 n
 	if (t->error)
 		return next && t->hop == 0 ? FATE_HAND_ON : FATE_DROP;
 	if (is_syn(&t->pkt)) {
-		bool draining = t->at->flags & LOCAL_DRAINING;
-		bool ready = t->at->flags & LOCAL_READY && !draining;
+		bool closed = t->at->flags & LOCAL_DRAINING || is_full(t);
 
-		if (ready || t->svc->flags & SVC_PANIC)
+		if ((t->at->flags & LOCAL_READY && !closed) || t->svc->flags & SVC_PANIC)
 			return FATE_DELIVER;
 		if (next && t->hop < HOPS_MAX)
 			return FATE_HAND_ON;
-		return draining ? FATE_REFUSE : FATE_DELIVER;
+		return closed ? FATE_REFUSE : FATE_DELIVER;
 	}
 	if (next && t->hop == 0)
 		return FATE_HAND_ON;
@@ -233,6 +233,8 @@ static __always_inline int refuse(struct xdp_md *ctx, const struct cfg *c, const
 {
 	enum reason reason = may_refuse() ? reset(ctx, c, &t->pkt) : REASON_DRAINING;
 
+	if (reason && !(t->at->flags & LOCAL_DRAINING))
+		reason = REASON_LIMIT;
 	if (reason)
 		return end_trip(t, XDP_DROP, reason);
 	return end_trip(t, XDP_TX, REASON_REFUSED);
@@ -276,6 +278,8 @@ static __always_inline int travel(struct xdp_md *ctx, const struct cfg *c, struc
 			trace_place(TRACE_WEIGH, t->port, t->backend, is_known_here(t), fate);
 		if (fate == FATE_DELIVER)
 			return deliver(ctx, c, t);
+		if (!t->error && is_syn(&t->pkt))
+			count_refused(t);
 		if (fate == FATE_REFUSE)
 			return refuse(ctx, c, t);
 		if (fate == FATE_DROP)

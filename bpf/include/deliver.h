@@ -2,6 +2,7 @@
 #pragma once
 
 #include "examine.h"
+#include "mss.h"
 #include "requote.h"
 #include "toobig.h"
 
@@ -12,6 +13,12 @@ static __always_inline enum reason mend_in(struct __sk_buff *skb, struct work *w
 {
 	if (w->error)
 		return rewrite_error_in(skb, w);
+	if (w->v.tcp_flags & TCP_SYN && w->v.service) {
+		enum reason reason = fit_mss(skb, &w->f, &w->v);
+
+		if (reason)
+			return reason;
+	}
 	if (!w->v.translated)
 		return REASON_NONE;
 	return write_port(skb, &w->f, offsetof(struct tcphdr, source), w->v.wire_port, w->v.key.peer_port)

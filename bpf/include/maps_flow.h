@@ -75,7 +75,7 @@ struct ct {
 	__u8 flags;	  /* enum ct_flag */
 	__u8 heard;	  /* enum ct_heard */
 	__u8 scale[2];	  /* of side[]'s window */
-	__u8 pad[4];
+	__u32 counted;	  /* 1: it is among its backend's live ones (backend_conn) */
 };
 
 #define CT_NEW_MAX 1024

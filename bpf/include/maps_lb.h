@@ -37,7 +37,8 @@ struct svc {
 	__u32 mtu;	  /* largest IP packet to a backend; 0: any */
 	__u32 generation; /* of the slot table */
 	__u32 seed;	  /* of the flow hash */
-	__u8 reserved[16];
+	__u32 limit;	  /* connections that a backend takes; 0: any */
+	__u8 reserved[12];
 };
 
 enum backend_flag {

@@ -16,6 +16,7 @@
 
 #include "maps_flow.h"
 #include "maps_lb.h"
+#include "maps_measure.h"
 #include "maps_policy.h"
 #include "maps_port.h"
 #include "maps_private.h"

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "packet.h"
+#include "question.h"
 
 /*
  * May this packet open a flow? Two axes cut into classes: the peer (by group
@@ -9,25 +10,6 @@
  * is set in both admits, and the first bit set is the rule. The cost does not
  * grow with the number of rules.
  */
-
-struct question {
-	__u32 policy; /* judge sets it */
-	__u32 direction;
-	__u32 proto;
-	__u32 match;   /* destination port, ICMP type << 8 | code, 0 without ports */
-	__u32 scope;   /* SCOPE_PUBLIC, else the network's VNI */
-	bool fragment; /* match is not known: only rules for all ports admit */
-	struct ip16 peer;
-};
-
-enum verdict_flag {
-	VERDICT_KEEP = 1, /* the flow outlives the rule */
-};
-
-struct verdict {
-	__u32 rule;  /* its id in the zone; 0: none was needed, or none admits */
-	__u32 flags; /* enum verdict_flag */
-};
 
 static __always_inline struct bitmap *rules_for_member(const struct question *q)
 {

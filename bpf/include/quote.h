@@ -168,13 +168,11 @@ static __noinline struct ct *quoted_flow(void *est, void *fresh, struct visit *v
 }
 
 /* Would the flow be there still, if a packet of it came now? */
-static __always_inline bool is_revoked(const struct ct *f, const struct port_cfg *pc, const struct visit *v)
+static __always_inline bool is_revoked(const struct ct *f, const struct port_cfg *pc, struct visit *v)
 {
-	struct verdict verdict = {};
-
 	if (f->generation == READ_ONCE(pc->generation) || f->flags & (CT_HOST | CT_KEEP))
 		return false;
-	return permit(pc, v, f->direction, f->match, &verdict);
+	return permit(pc, v, f->direction, f->match);
 }
 
 /*

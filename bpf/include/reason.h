@@ -129,5 +129,8 @@ enum reason {
 	/* Bandwidth. */
 	REASON_RATE = 150, /* more than the port may send */
 
+	/* Load balancing, at the backend's host. */
+	REASON_LIMIT = 160, /* a new connection to a backend at its limit, beyond the rate of RSTs */
+
 	REASON_MAX = 256,
 };

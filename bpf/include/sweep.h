@@ -2,6 +2,7 @@
 #pragma once
 
 #include "events.h"
+#include "measure.h"
 
 /* A pass over a port's flows that deletes what is over. */
 
@@ -25,9 +26,33 @@ static __always_inline bool is_swept(const struct ct_key *key, const struct ct *
 
 static long sweep_flow(struct bpf_map *flows, const struct ct_key *key, struct ct *flow, struct sweep *s)
 {
-	if (!is_swept(key, flow, s))
+	if (!is_swept(key, flow, s)) {
 		s->live++;
-	else if (!bpf_map_delete_elem(flows, key))
+		return 0;
+	}
+	count_closed(flow);
+	if (!bpf_map_delete_elem(flows, key))
 		s->expired++;
 	return 0;
+}
+
+/*
+ * The quota is used up: make room of what has expired. The agent sweeps all the
+ * time; this is for the day it is gone, because forwarding has no time limit
+ * without it. At most once a second a port, since a pass over a table of live
+ * flows takes milliseconds and frees nothing.
+ */
+static __noinline bool make_room(void *est, __u32 port, __u64 now)
+{
+	struct port_cfg *pc = bpf_map_lookup_elem(&port_cfg, &port);
+	struct sweep s = { .now = now };
+	__u64 *last = bpf_map_lookup_elem(&ct_swept, &port);
+
+	if (trace || !last || now - *last < SECOND)
+		return false;
+	*last = now;
+	bpf_for_each_map_elem(est, sweep_flow, &s, 0);
+	if (pc && pc->flags & PORT_FLOW_LOG)
+		lose_events(s.expired); /* too many calls deep to tell of each */
+	return true;			/* not whether it freed any: the verifier would follow every count */
 }

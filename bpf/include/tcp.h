@@ -93,6 +93,14 @@ static __always_inline void hear_scale(struct ct *f, const struct visit *v)
 		f->scale[me] = f->scale[you] = 0;
 }
 
+/* Has all of the segment been sent before? One that another has overtaken looks so. */
+static __always_inline bool says_again(const struct ct *f, const struct visit *v)
+{
+	__u8 me = v->direction & 1;
+
+	return v->end != v->seq && knows_end(f, me) && !is_behind(v->end, f->side[me].end);
+}
+
 /* Take over what a segment that fits says. */
 static __always_inline void hear(struct ct *f, const struct visit *v)
 {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "inet.h"
+#include "question.h"
 
 struct frame {
 	struct inet ip;
@@ -53,9 +54,13 @@ struct visit {
 	__be16 peer_port; /* on the wire */
 
 	struct ct flow; /* a record on its way into a table */
+
+	/* To the port's policy. Here because the stack has no room for it. */
+	struct question question;
+	struct verdict verdict;
 };
 
-/* The packet at the port, all else of *v but the record anew. */
+/* The packet at the port, all else of *v anew but the record and what follows it. */
 static __always_inline void begin_visit(struct visit *v, const struct frame *f, __u32 port, __u8 direction)
 {
 	const struct inet *p = &f->ip;

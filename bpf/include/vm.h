@@ -2,6 +2,7 @@
 #pragma once
 
 #include "examine.h"
+#include "mss.h"
 #include "requote.h"
 
 /* What a VM may send, and how it is mended on its way. */
@@ -145,12 +146,15 @@ static __always_inline enum reason mend_out(struct __sk_buff *skb, struct work *
 {
 	struct frame *f = &w->f;
 	struct visit *v = &w->v;
-	enum reason reason = REASON_NONE;
+	enum reason reason;
 
 	if (w->error)
 		return rewrite_error_out(skb, w);
 	if (f->ip.fragment == FRAGMENT_LATER)
 		return v->service ? rewrite_later(skb, f, v) : REASON_NONE;
+	reason = fit_mss(skb, f, v);
+	if (reason)
+		return reason;
 	if (v->service)
 		reason = rewrite_source(skb, f, v);
 	if (!reason && v->peer_port != f->ip.dport)

@@ -242,6 +242,7 @@ func (h *Host) Import(port uint32, all []Flow) error {
 			to = flows.Confirmed
 		}
 		f.Ct.Seen, f.Ct.Created, f.Ct.Generation = now-f.Ct.Seen, now-f.Ct.Created, 0
+		f.Ct.Counted = 0 // here it is counted by its next packet
 		if err := to.Update(f.Key, &f.Ct, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
 			return fmt.Errorf("import flows of port %d: %w", port, err)
 		}

@@ -57,6 +57,7 @@ type Maps struct {
 	Cfg, Meta, Reasons                                *ebpf.Map
 	VipBits, Vip4, Vipaddr4, Svc, Slots               *ebpf.Map
 	Backends, Nexthops, SvcStat, BackendStat          *ebpf.Map
+	BackendConn, SvcLatency                           *ebpf.Map
 	Vteps, VtepSeen, Local, Fdb                       *ebpf.Map
 	VipNodes, VipFrag, VipPace, VtepErrors            *ebpf.Map
 	PortCfg, IfindexPort, AddrOk, AddrPort, Prefixes  *ebpf.Map
@@ -73,6 +74,7 @@ func (m *Maps) byName() map[string]**ebpf.Map {
 		"cfg": &m.Cfg, "meta": &m.Meta, "reasons": &m.Reasons,
 		"vip_bits": &m.VipBits, "vip4": &m.Vip4, "vipaddr4": &m.Vipaddr4, "svc": &m.Svc, "slots": &m.Slots,
 		"backends": &m.Backends, "nexthops": &m.Nexthops, "svc_stat": &m.SvcStat, "backend_stat": &m.BackendStat,
+		"backend_conn": &m.BackendConn, "svc_latency": &m.SvcLatency,
 		"vteps": &m.Vteps, "vtep_seen": &m.VtepSeen, "local": &m.Local, "fdb": &m.Fdb,
 		"vip_nodes": &m.VipNodes, "vip_frag": &m.VipFrag, "vip_pace": &m.VipPace, "vtep_errors": &m.VtepErrors,
 		"port_cfg": &m.PortCfg, "ifindex_port": &m.IfindexPort, "addr_ok": &m.AddrOk,

@@ -28,7 +28,7 @@ const (
 
 // room for 1,000 services of 4,096 slots and 100 backends, which is more than an
 // agent makes unless it is told.
-var room = map[string]uint32{"slots": 4 << 20, "backends": 1 << 17, "backend_stat": 1 << 11}
+var room = map[string]uint32{"slots": 4 << 20, "backends": 1 << 17, "backend_stat": 1 << 11, "backend_conn": 1 << 17}
 
 var (
 	endpoint  = netip.MustParseAddr("10.64.0.1")

@@ -187,7 +187,7 @@ func own(h *host.Host, port uint32) (fresh, established uint64, err error) {
 // balancing are the maps that serve VIPs; all others serve ports.
 var balancing = map[string]bool{
 	"vip_bits": true, "vip4": true, "vipaddr4": true, "svc": true, "slots": true, "backends": true, "nexthops": true,
-	"svc_stat": true, "backend_stat": true, "local": true, "refusals": true,
+	"svc_stat": true, "backend_stat": true, "backend_conn": true, "svc_latency": true, "local": true, "refusals": true,
 	"vip_nodes": true, "vip_frag": true, "vip_pace": true,
 }
 

@@ -43,7 +43,7 @@ type Kernel struct {
 
 // sizes of maps that are large in the field.
 var sizes = map[string]uint32{
-	"slots": 16, "backends": 16, "backend_stat": 1, "svc": 16, "svc_stat": 16, "nexthops": 16,
+	"slots": 16, "backends": 16, "backend_stat": 1, "backend_conn": 16, "svc": 16, "svc_stat": 16, "nexthops": 16,
 	"port_cfg": 16, "ct_est": 16, "ct_new": 16, "ct_swept": 16, "rule_stats": 256, "vtep_seen": 16, "vtep_errors": 16, "pace": 16, "told": 16,
 }
 
