@@ -18,6 +18,7 @@ type InstanceType struct {
 	// Beyond the contract.
 	RateFrom uint64 `json:"rate-from,omitempty" doc:"octets a second from an interface of the instance; any when absent"`
 	RateTo   uint64 `json:"rate-to,omitempty" doc:"octets a second towards an interface of the instance; any when absent"`
+	Flows    uint32 `json:"flows,omitempty" doc:"flows that an interface of the instance may have confirmed at a time; 8192 when absent"`
 }
 
 // Title is the name by which people call a type: standard.small.
@@ -79,9 +80,9 @@ var InstanceTypes = []InstanceType{
 	{ID: "0c0a1ca5-0001-4000-8000-000000000002", Family: "standard", Size: "tiny", CPUs: 1, Memory: 1 * gib, Authorized: true},
 	{ID: "0c0a1ca5-0001-4000-8000-000000000003", Family: "standard", Size: "small", CPUs: 2, Memory: 2 * gib, Authorized: true},
 	{ID: "0c0a1ca5-0001-4000-8000-000000000004", Family: "standard", Size: "medium", CPUs: 2, Memory: 4 * gib, Authorized: true},
-	{ID: "0c0a1ca5-0001-4000-8000-000000000005", Family: "standard", Size: "large", CPUs: 4, Memory: 8 * gib, Authorized: true},
-	{ID: "0c0a1ca5-0001-4000-8000-000000000006", Family: "standard", Size: "extra-large", CPUs: 4, Memory: 16 * gib, Authorized: true},
-	{ID: "0c0a1ca5-0001-4000-8000-000000000007", Family: "standard", Size: "huge", CPUs: 8, Memory: 32 * gib, Authorized: true},
+	{ID: "0c0a1ca5-0001-4000-8000-000000000005", Family: "standard", Size: "large", CPUs: 4, Memory: 8 * gib, Authorized: true, Flows: 16_384},
+	{ID: "0c0a1ca5-0001-4000-8000-000000000006", Family: "standard", Size: "extra-large", CPUs: 4, Memory: 16 * gib, Authorized: true, Flows: 32_768},
+	{ID: "0c0a1ca5-0001-4000-8000-000000000007", Family: "standard", Size: "huge", CPUs: 8, Memory: 32 * gib, Authorized: true, Flows: 65_536},
 	// Small ones that share their hypervisor's uplink with many others: 100 and 200 Mbit/s.
 	{ID: "0c0a1ca5-0001-4000-8000-000000000008", Family: "shared", Size: "micro", CPUs: 1, Memory: 512 * mib, Authorized: true, RateFrom: 12_500_000, RateTo: 12_500_000},
 	{ID: "0c0a1ca5-0001-4000-8000-000000000009", Family: "shared", Size: "tiny", CPUs: 1, Memory: 1 * gib, Authorized: true, RateFrom: 25_000_000, RateTo: 25_000_000},

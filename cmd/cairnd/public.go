@@ -12,6 +12,7 @@ import (
 	"cairn/cloud"
 	"cairn/controlplane/securitygroup"
 	"cairn/controlplane/store"
+	"cairn/controlplane/tenant"
 	"cairn/controlplane/zone"
 )
 
@@ -51,6 +52,36 @@ func publicGroup(f *zone.Folder) *cobra.Command {
 		}),
 	}
 	group.AddCommand(set, remove, list)
+	return group
+}
+
+// smtp are the commands on who may send mail: new organisations may not.
+func smtp(f *zone.Folder) *cobra.Command {
+	group := &cobra.Command{Use: "smtp", Short: "organisations whose instances may connect to TCP port 25"}
+	permit := &cobra.Command{
+		Use: "permit ORGANIZATION", Short: "let an organisation send mail (name or id)", Args: cobra.ExactArgs(1),
+		RunE: in(f, func(cmd *cobra.Command, s *store.Store, args []string) error {
+			return tenant.PermitSMTP(cmd.Context(), s, args[0])
+		}),
+	}
+	block := &cobra.Command{
+		Use: "block ORGANIZATION", Short: "take the permit back: mail connections end with their next packet", Args: cobra.ExactArgs(1),
+		RunE: in(f, func(cmd *cobra.Command, s *store.Store, args []string) error {
+			return tenant.BlockSMTP(cmd.Context(), s, args[0])
+		}),
+	}
+	list := &cobra.Command{
+		Use: "list", Short: "list the organisations that may send mail", Args: cobra.NoArgs,
+		RunE: in(f, func(cmd *cobra.Command, s *store.Store, _ []string) error {
+			var names []string
+			err := s.Read(cmd.Context(), func(tx *store.Tx) (err error) { names, err = tenant.SMTPPermits(tx); return err })
+			for _, name := range names {
+				fmt.Fprintln(cmd.OutOrStdout(), name)
+			}
+			return err
+		}),
+	}
+	group.AddCommand(permit, block, list)
 	return group
 }
 

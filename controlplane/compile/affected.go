@@ -46,6 +46,8 @@ func Affected(change store.Change, before, after replica.Snapshot) []Owner {
 		a.service(change.ID)
 	case store.KindPublicGroup:
 		a.public(change.ID)
+	case store.KindSMTP:
+		a.organization(change.ID)
 	case store.KindPrivateNetwork:
 		a.network(change.ID)
 	case store.KindElasticIP:
@@ -127,6 +129,16 @@ func (a *affected) public(id cloud.ID) {
 		}
 		for _, naming := range a.both() {
 			a.policies(naming, naming.GroupsNamingPublic(p.Body.Name))
+		}
+	}
+}
+
+// organization: all its instances, which is a walk for something an operator does
+// by hand.
+func (a *affected) organization(id cloud.ID) {
+	for i := range a.after.Instances() {
+		if i.Org == id {
+			a.add(owner(OwnsInstance, i.ID))
 		}
 	}
 }

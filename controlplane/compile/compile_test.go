@@ -88,6 +88,16 @@ func TestWhatAChangeTouches(t *testing.T) {
 			"",
 		},
 		{
+			"an organisation may send mail: all its ports", start(),
+			replica.Rows{SMTP: []*replica.SMTPPermit{{ID: "red"}}},
+			"set port/1 on [1]\nset port/2 on [2]\nset port/3 on [3]\n",
+		},
+		{
+			"another organisation may send mail", start(),
+			replica.Rows{SMTP: []*replica.SMTPPermit{{ID: "blue"}}},
+			"",
+		},
+		{
 			"a second address of a member", start(),
 			replica.Rows{Instances: []*replica.Instance{
 				change(instance(1, 1, 1, 1), func(d *store.InstanceDoc) { d.Address6 = netip.MustParseAddr("2001:db8::7") }),
@@ -412,7 +422,7 @@ func draw(t *rapid.T) replica.Rows {
 	var rows replica.Rows
 	n := func(label string, most int) uint32 { return uint32(rapid.IntRange(1, most).Draw(t, label)) }
 	for range rapid.IntRange(1, 3).Draw(t, "rows") {
-		switch rapid.IntRange(0, 9).Draw(t, "kind") {
+		switch rapid.IntRange(0, 10).Draw(t, "kind") {
 		case 7:
 			rows.Networks = append(rows.Networks, network(n("network", 3), rapid.Bool().Draw(t, "firewall"), rapid.Bool().Draw(t, "managed")))
 		case 8:
@@ -459,9 +469,11 @@ func draw(t *rapid.T) replica.Rows {
 				{Kind: store.KindLoadBalancer, ID: "l1"}, {Kind: store.KindSecurityGroup, ID: groupID(n("gone", 4))},
 				{Kind: store.KindHypervisor, ID: cloud.ID(fmt.Sprintf("h%d", n("gone", 4)))},
 				{Kind: store.KindPrivateNetwork, ID: networkID(n("gone", 3))}, {Kind: store.KindElasticIP, ID: elasticID(n("gone", 2))},
-				{Kind: store.KindPublicGroup, ID: cloud.ID(drawName(t))},
+				{Kind: store.KindPublicGroup, ID: cloud.ID(drawName(t))}, {Kind: store.KindSMTP, ID: "red"},
 			}).Draw(t, "delete")
 			rows.Deleted = append(rows.Deleted, kind)
+		case 10:
+			rows.SMTP = append(rows.SMTP, &replica.SMTPPermit{ID: "red"})
 		case 9:
 			rows.Publics = append(rows.Publics, publicGroup(drawName(t), 77, drawSources(t)...))
 		}

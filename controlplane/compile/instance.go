@@ -69,7 +69,11 @@ func (c *Compiler) ports(i *replica.Instance, size cloud.InstanceType) ([]wire.P
 			return nil, err
 		}
 		p := wire.Port{
-			ID: d.Port, Instance: string(i.ID), MAC: mac, Policy: d.Class, MTU: portMTU, RateFrom: size.RateFrom, RateTo: size.RateTo,
+			ID: d.Port, Instance: string(i.ID), MAC: mac, Policy: d.Class, MTU: portMTU,
+			RateFrom: size.RateFrom, RateTo: size.RateTo, Flows: size.Flows,
+		}
+		if c.snap.MaySMTP(i.Org) {
+			p.Flags |= wire.PortSMTP
 		}
 		for _, a := range []netip.Addr{d.Address, d.Address6} {
 			if a.IsValid() {
@@ -90,7 +94,7 @@ func (c *Compiler) ports(i *replica.Instance, size cloud.InstanceType) ([]wire.P
 		}
 		p := wire.Port{
 			ID: a.Port, Instance: string(i.ID), MAC: mac, MTU: portMTU, Network: n.Body.VNI, Allowed: a.Allowed,
-			RateFrom: size.RateFrom, RateTo: size.RateTo,
+			RateFrom: size.RateFrom, RateTo: size.RateTo, Flows: size.Flows,
 		}
 		if a.Address.IsValid() {
 			p.Addresses = []netip.Addr{a.Address}

@@ -51,6 +51,9 @@ func (w *world) commit(operation cloud.ID, rows replica.Rows) Result {
 	for _, p := range rows.Publics {
 		note(store.KindPublicGroup, p.ID, false)
 	}
+	for _, p := range rows.SMTP {
+		note(store.KindSMTP, p.ID, false)
+	}
 	for _, i := range rows.Instances {
 		note(store.KindInstance, i.ID, false)
 	}
@@ -130,7 +133,7 @@ func naming(name string) replica.Rows {
 }
 
 func instance(n, host, class uint32, groups ...uint32) *replica.Instance {
-	i := &replica.Instance{ID: instanceID(n), Generation: 1, Body: store.InstanceDoc{
+	i := &replica.Instance{ID: instanceID(n), Org: "red", Generation: 1, Body: store.InstanceDoc{
 		HostNumber: host, Port: n, Class: class, Wanted: store.WantedRunning, Driver: "netns", Command: "echo",
 		Address: netip.AddrFrom4([4]byte{198, 51, 100, byte(n)}), MAC: fmt.Sprintf("02:ca:00:00:00:%02x", n),
 	}}

@@ -30,6 +30,7 @@ type (
 	Network     = store.Doc[store.PrivateNetworkDoc]
 	Elastic     = store.Doc[store.ElasticIPDoc]
 	PublicGroup = store.Doc[store.PublicGroupDoc]
+	SMTPPermit  = store.Doc[store.SMTPDoc]
 )
 
 // Service is a service with its slot table, nil if it has none yet.
@@ -105,6 +106,7 @@ type Replica struct {
 	networks  statedb.RWTable[*Network]
 	elastics  statedb.RWTable[*Elastic]
 	publics   statedb.RWTable[*PublicGroup]
+	smtp      statedb.RWTable[*SMTPPermit]
 	classes   statedb.RWTable[*Class]
 	position  statedb.RWTable[position]
 	all       []statedb.TableMeta
@@ -153,6 +155,8 @@ var (
 
 	publicByID   = unique("id", func(p *PublicGroup) cloud.ID { return p.ID }, text)
 	publicByName = many("name", func(p *PublicGroup) []string { return []string{p.Body.Name} }, index.String)
+
+	smtpByID = unique("id", func(p *SMTPPermit) cloud.ID { return p.ID }, text)
 
 	instanceByID    = unique("id", func(i *Instance) cloud.ID { return i.ID }, text)
 	instanceByClass = many("class", func(i *Instance) []uint32 {
@@ -227,6 +231,8 @@ func New() (*Replica, error) {
 	r.elastics, e = table(r, "elastics", elasticByID)
 	open(e)
 	r.publics, e = table(r, "publics", publicByID, publicByName)
+	open(e)
+	r.smtp, e = table(r, "smtp", smtpByID)
 	open(e)
 	r.classes, e = table(r, "classes", classByNumber, classByGroup)
 	open(e)

@@ -14,7 +14,7 @@ import (
 // kinds of resources that are held here.
 var kinds = []store.Kind{
 	store.KindHypervisor, store.KindSecurityGroup, store.KindInstance, store.KindLoadBalancer, store.KindService,
-	store.KindPrivateNetwork, store.KindElasticIP, store.KindPublicGroup,
+	store.KindPrivateNetwork, store.KindElasticIP, store.KindPublicGroup, store.KindSMTP,
 }
 
 // Rows are what a commit wrote and deleted.
@@ -29,6 +29,7 @@ type Rows struct {
 	Networks  []*Network
 	Elastics  []*Elastic
 	Publics   []*PublicGroup
+	SMTP      []*SMTPPermit
 	Deleted   []store.Ref
 	Bad       []store.Ref // cannot be decoded: what is known of them stays as it was
 }
@@ -52,6 +53,8 @@ func (rows *Rows) add(tx *store.Tx, row store.Row, log *slog.Logger) error {
 		err = decode(&rows.Elastics, row)
 	case store.KindPublicGroup:
 		err = decode(&rows.Publics, row)
+	case store.KindSMTP:
+		err = decode(&rows.SMTP, row)
 	case store.KindService:
 		var s Service
 		if s.Doc, err = store.Decode[store.ServiceDoc](row); err != nil {
@@ -116,6 +119,9 @@ func (r *Replica) Commit(rows Rows) {
 	for _, p := range rows.Publics {
 		_, _, _ = r.publics.Insert(txn, p)
 	}
+	for _, p := range rows.SMTP {
+		_, _, _ = r.smtp.Insert(txn, p)
+	}
 	for _, ref := range rows.Deleted {
 		r.remove(txn, ref)
 	}
@@ -132,6 +138,7 @@ func (r *Replica) clear(txn statedb.WriteTxn) {
 	_ = r.networks.DeleteAll(txn)
 	_ = r.elastics.DeleteAll(txn)
 	_ = r.publics.DeleteAll(txn)
+	_ = r.smtp.DeleteAll(txn)
 	_ = r.classes.DeleteAll(txn)
 }
 
@@ -151,6 +158,8 @@ func (r *Replica) remove(txn statedb.WriteTxn, ref store.Ref) {
 		_, _, _ = r.elastics.Delete(txn, &Elastic{ID: ref.ID})
 	case store.KindPublicGroup:
 		_, _, _ = r.publics.Delete(txn, &PublicGroup{ID: ref.ID})
+	case store.KindSMTP:
+		_, _, _ = r.smtp.Delete(txn, &SMTPPermit{ID: ref.ID})
 	case store.KindLoadBalancer:
 		_, _, _ = r.balancers.Delete(txn, &Balancer{ID: ref.ID})
 	case store.KindService:

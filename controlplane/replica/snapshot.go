@@ -79,6 +79,12 @@ func (s Snapshot) PublicByID(id cloud.ID) (*PublicGroup, bool) {
 	return get(s.r.publics, s.txn, publicByID.Query(id))
 }
 
+// MaySMTP tells whether an organisation's instances may send mail.
+func (s Snapshot) MaySMTP(org cloud.ID) bool {
+	_, ok := get(s.r.smtp, s.txn, smtpByID.Query(org))
+	return ok
+}
+
 // GroupsNamingPublic are the groups whose rules name a public group as peer.
 func (s Snapshot) GroupsNamingPublic(name string) iter.Seq[*Group] {
 	return values(s.r.groups.List(s.txn, groupByName.Query(name)))

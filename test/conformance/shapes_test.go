@@ -18,6 +18,7 @@ import (
 var beyond = []string{
 	"security-group.visibility",
 	"instance-pool.created-at",
+	"instance-type.flows",
 	"instance-type.rate-from",
 	"instance-type.rate-to",
 	"instance.flow-log",
