@@ -85,6 +85,8 @@ const (
 
 // LoadBalancerService is a port of a load balancer and the pool behind it. It is
 // returned with no fields that were not sent: some clients compare it whole.
+// ConnectionLimit, which the contract does not have, is how many live connections
+// each backend takes; 0: any.
 type LoadBalancerService struct {
 	ID                ID                  `json:"id" table:"true"`
 	Name              string              `json:"name" table:"true"`
@@ -93,6 +95,7 @@ type LoadBalancerService struct {
 	Port              uint16              `json:"port" table:"true"`
 	TargetPort        uint16              `json:"target-port" table:"true"`
 	Strategy          Strategy            `json:"strategy" enum:"round-robin,source-hash,maglev-hash" table:"true"`
+	ConnectionLimit   int                 `json:"connection-limit,omitempty"`
 	InstancePool      Ref                 `json:"instance-pool"`
 	Healthcheck       Healthcheck         `json:"healthcheck"`
 	State             ServiceState        `json:"state" enum:"creating,running,updating,deleting,error" table:"true"`
@@ -186,6 +189,8 @@ type AddServiceRequest struct {
 	Port         uint16      `json:"port" minimum:"1" maximum:"65535" doc:"port of the load balancer"`
 	TargetPort   uint16      `json:"target-port" minimum:"1" maximum:"65535" doc:"port of the instances"`
 	Healthcheck  Healthcheck `json:"healthcheck" doc:"how to ask a backend whether it is well"`
+
+	ConnectionLimit int `json:"connection-limit,omitempty" minimum:"0" maximum:"1000000" doc:"connections that a backend takes at once; the next ones go to others, or are refused (any number when absent or 0)"`
 }
 
 // Validate checks what no single field can say.
@@ -197,7 +202,7 @@ func (r *AddServiceRequest) Validate() []FieldError {
 func (r *AddServiceRequest) Service(id ID) *LoadBalancerService {
 	return &LoadBalancerService{
 		ID: id, Name: r.Name, Description: r.Description, Protocol: r.Protocol, Port: r.Port, TargetPort: r.TargetPort,
-		Strategy: r.Strategy, InstancePool: Ref{ID: r.InstancePool.ID},
+		Strategy: r.Strategy, ConnectionLimit: r.ConnectionLimit, InstancePool: Ref{ID: r.InstancePool.ID},
 		Healthcheck: r.Healthcheck.WithDefaults(r.TargetPort), State: ServiceCreating,
 	}
 }
@@ -211,6 +216,8 @@ type UpdateServiceRequest struct {
 	Port        uint16       `json:"port,omitempty" minimum:"1" maximum:"65535" doc:"port of the load balancer"`
 	TargetPort  uint16       `json:"target-port,omitempty" minimum:"1" maximum:"65535" doc:"port of the instances"`
 	Healthcheck *Healthcheck `json:"healthcheck,omitempty" doc:"how to ask a backend whether it is well; replaced whole"`
+
+	ConnectionLimit int `json:"connection-limit,omitempty" minimum:"0" maximum:"1000000" clear:"true" doc:"connections that a backend takes at once; the next ones go to others, or are refused (any number when absent or 0)"`
 }
 
 // Validate checks what no single field can say.

@@ -69,8 +69,8 @@ __noinline enum reason clamp_mss(struct __sk_buff *skb, const struct frame *f, _
  * any. */
 static __noinline __u32 mtu_of(const struct ip16 *vip, __be16 port, __u8 proto)
 {
-	struct vip4_key key = { .ip = ip16_v4(vip), .port = port, .proto = proto };
-	__u32 *at = bpf_map_lookup_elem(&vip4, &key), index;
+	struct packet to = { .daddr = *vip, .dport = port, .proto = proto, .family = is_v4(vip) ? 4 : 6 };
+	__u32 *at = served_at(&to), index;
 	struct svc *s;
 
 	if (!at)

@@ -81,6 +81,7 @@ func toProto(item Item) proto.Message {
 		return &agentv1.Service{
 			Id: v.ID, Vip: v.VIP.AsSlice(), Port: uint32(v.Port), Protocol: uint32(v.Protocol),
 			SourceHash: v.SourceHash, Panic: v.Panic, Seed: v.Seed, SlotsGeneration: v.SlotsGeneration,
+			ConnectionLimit: v.ConnectionLimit,
 		}
 	case Check:
 		return &agentv1.Check{

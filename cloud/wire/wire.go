@@ -231,6 +231,7 @@ type Service struct {
 	Panic           bool
 	Seed            uint32
 	SlotsGeneration uint64
+	ConnectionLimit uint32 // live connections that a backend takes; 0: any
 }
 
 // Check is a health check, done by the host of what is checked: of one backend,

@@ -151,7 +151,7 @@ func (c *Compiler) service(id cloud.ID) ([]Placed, error) {
 	holders = sorted(holders)
 	items := []Placed{{Hosts: holders, Item: wire.Service{
 		ID: d.Number, VIP: d.VIP, Port: d.Port, Protocol: protocol, SourceHash: d.Strategy == cloud.SourceHash,
-		Panic: d.Panic, Seed: d.Seed, SlotsGeneration: d.SlotsGeneration,
+		Panic: d.Panic, Seed: d.Seed, SlotsGeneration: d.SlotsGeneration, ConnectionLimit: uint32(d.ConnectionLimit),
 	}}}
 	if s.Slots != nil {
 		items = append(items, Placed{Hosts: holders, Generation: d.SlotsGeneration, Item: wire.Slots{

@@ -229,6 +229,13 @@ func TestServiceAsSent(t *testing.T) {
 	if same.State != cloud.OperationSuccess || same.Reference.ID != nlb || b.store.Commits() != commits {
 		t.Errorf("the same again: %+v, %d commits", same, b.store.Commits()-commits)
 	}
+	b.settled(b.do("update-load-balancer-service", &cloud.UpdateServiceRequest{ConnectionLimit: 200}, "id", string(nlb), "service-id", string(id)), true)
+	want["connection-limit"] = 200.0
+	if got := read(); !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %v\nwant %v", got, want)
+	}
+	b.settled(b.do("reset-load-balancer-service-field", nil, "id", string(nlb), "service-id", string(id), "field", "connection-limit"), true)
+	delete(want, "connection-limit")
 	b.settled(b.do("update-load-balancer-service", &cloud.UpdateServiceRequest{Description: "d"}, "id", string(nlb), "service-id", string(id)), true)
 	b.settled(b.do("reset-load-balancer-service-field", nil, "id", string(nlb), "service-id", string(id), "field", "description"), true)
 	if got := read(); !reflect.DeepEqual(got, want) {

@@ -254,6 +254,7 @@ func (b *Builder) record(s wire.Service, slots wire.Slots) bpf.Svc {
 	r := bpf.Svc{
 		Vip: bpf.IP16(s.VIP), Port: bpf.BE16(s.Port), Proto: s.Protocol, Id: s.ID,
 		SlotMask: uint32(len(slots.Table)/8) - 1, Generation: uint32(slots.Generation), Seed: s.Seed,
+		Limit: s.ConnectionLimit,
 	}
 	if s.SourceHash {
 		r.Flags |= bpf.SvcSourceHash

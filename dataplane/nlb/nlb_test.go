@@ -199,3 +199,28 @@ func TestOnlyThisHostsBackendsAreLocal(t *testing.T) {
 		t.Errorf("path MTU %d, want the smaller of the two", got.Pmtu)
 	}
 }
+
+// The limit of connections is in the service's record; a change of it takes a new one,
+// and no slot.
+func TestConnectionLimitIsInTheRecord(t *testing.T) {
+	have := maps.NewImage()
+	var records []uint32
+	for _, limit := range []uint32{0, 200, 0} {
+		items := append(hosts(), service(1, 256, 1)...)
+		s := items[len(items)-1].(wire.Service)
+		s.ConnectionLimit = limit
+		items[len(items)-1] = s
+		if failed := program(t, have, Capacities{1024, 8, 8}, items...); len(failed) > 0 {
+			t.Fatal(failed)
+		}
+		index, _ := have.Get(maps.ID{Map: maps.VIP4, Key: maps.Bytes(tuple(s))})
+		record, _ := have.Get(maps.ID{Map: maps.Svc, Key: index})
+		if r := maps.As[bpf.Svc](record); r.Limit != limit || r.SlotBase != 0 {
+			t.Errorf("limit %d: %+v", limit, r)
+		}
+		records = append(records, maps.As[uint32](index))
+	}
+	if records[0] == records[1] {
+		t.Errorf("records %v: one was changed under its readers", records)
+	}
+}

@@ -2793,6 +2793,7 @@ type Service struct {
 	Panic           bool                   `protobuf:"varint,6,opt,name=panic,proto3" json:"panic,omitempty"`
 	Seed            uint32                 `protobuf:"varint,7,opt,name=seed,proto3" json:"seed,omitempty"`
 	SlotsGeneration uint64                 `protobuf:"varint,8,opt,name=slots_generation,json=slotsGeneration,proto3" json:"slots_generation,omitempty"`
+	ConnectionLimit uint32                 `protobuf:"varint,9,opt,name=connection_limit,json=connectionLimit,proto3" json:"connection_limit,omitempty"` // live connections that a backend takes; 0: any
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -2879,6 +2880,13 @@ func (x *Service) GetSeed() uint32 {
 func (x *Service) GetSlotsGeneration() uint64 {
 	if x != nil {
 		return x.SlotsGeneration
+	}
+	return 0
+}
+
+func (x *Service) GetConnectionLimit() uint32 {
+	if x != nil {
+		return x.ConnectionLimit
 	}
 	return 0
 }
@@ -3619,7 +3627,7 @@ const file_agent_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x02 \x01(\x04R\n" +
 	"generation\x12\x14\n" +
-	"\x05table\x18\x03 \x01(\fR\x05table\"\xd1\x01\n" +
+	"\x05table\x18\x03 \x01(\fR\x05table\"\xfc\x01\n" +
 	"\aService\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x10\n" +
 	"\x03vip\x18\x02 \x01(\fR\x03vip\x12\x12\n" +
@@ -3629,7 +3637,8 @@ const file_agent_proto_rawDesc = "" +
 	"sourceHash\x12\x14\n" +
 	"\x05panic\x18\x06 \x01(\bR\x05panic\x12\x12\n" +
 	"\x04seed\x18\a \x01(\rR\x04seed\x12)\n" +
-	"\x10slots_generation\x18\b \x01(\x04R\x0fslotsGeneration\"\xa6\x03\n" +
+	"\x10slots_generation\x18\b \x01(\x04R\x0fslotsGeneration\x12)\n" +
+	"\x10connection_limit\x18\t \x01(\rR\x0fconnectionLimit\"\xa6\x03\n" +
 	"\x05Check\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\rR\aservice\x12\x18\n" +
 	"\abackend\x18\x02 \x01(\rR\abackend\x12\x12\n" +
