@@ -22,6 +22,7 @@ type (
 	VipNodes    = uplinkVipNodes
 	VipFragKey  = uplinkVipFragKey
 	VipFrag     = uplinkVipFrag
+	QuicKey     = uplinkQuicKey
 	VipPace     = uplinkVipPace
 	VtepError   = uplinkVtepError
 	LocalKey    = uplinkLocalKey
@@ -68,6 +69,10 @@ type (
 const (
 	SvcSourceHash = uint32(uplinkSvcFlagSVC_SOURCE_HASH)
 	SvcPanic      = uint32(uplinkSvcFlagSVC_PANIC)
+	SvcRotating   = uint32(uplinkSvcFlagSVC_ROTATING)
+	SvcPaced      = uint32(uplinkSvcFlagSVC_PACED)
+	SvcSampled    = uint32(uplinkSvcFlagSVC_SAMPLED)
+	SvcQuic       = uint32(uplinkSvcFlagSVC_QUIC)
 
 	BackendValid = uint32(uplinkBackendFlagBACKEND_VALID)
 	NexthopValid = uint16(uplinkNexthopFlagNEXTHOP_VALID)
@@ -122,9 +127,11 @@ const (
 	EventClosed  = uint8(uplinkEventKindEVENT_CLOSED)
 	EventDenied  = uint8(uplinkEventKindEVENT_DENIED)
 	EventDropped = uint8(uplinkEventKindEVENT_DROPPED)
+	EventSampled = uint8(uplinkEventKindEVENT_SAMPLED)
 
-	EventForLog   = uint8(uplinkEventAudienceEVENT_FOR_LOG)
-	EventForWatch = uint8(uplinkEventAudienceEVENT_FOR_WATCH)
+	EventForLog    = uint8(uplinkEventAudienceEVENT_FOR_LOG)
+	EventForWatch  = uint8(uplinkEventAudienceEVENT_FOR_WATCH)
+	EventForSample = uint8(uplinkEventAudienceEVENT_FOR_SAMPLE)
 
 	NotePresent = uint32(uplinkNoteFlagNOTE_PRESENT)
 )

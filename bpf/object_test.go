@@ -141,7 +141,8 @@ func TestSizesOfRecords(t *testing.T) {
 		"rule_ids": {12, 264}, "rule_stats": {4, 16}, "ct_est": {4, 4}, "ct_new": {4, 4}, "ct_swept": {4, 8}, "refusals": {4, 16},
 		"neigh": {20, 12}, "bum": {4, 3088}, "listeners": {28, 8}, "pace": {4, 32}, "told": {4, 16}, "addr_allow": {24, 4}, "addr_net": {20, 4}, "frag": {44, 56}, "punts": {0, 0},
 		"vip_nodes": {16, 196}, "vip_frag": {40, 32}, "vip_pace": {16, 16}, "vtep_errors": {4, 24},
-		"port_stat": {4, 48}, "events": {0, 0}, "event_stat": {4, 40}, "captures": {0, 0}, "watch": {4, 32},
+		"port_stat": {4, 48}, "events": {0, 0}, "event_stat": {4, 40}, "captures": {0, 0}, "watch": {4, 48},
+		"quic": {8, 4}, "allowances": {4, 96},
 	} {
 		if m := declared[name]; m == nil || m.KeySize != want[0] || m.ValueSize != want[1] {
 			t.Errorf("%s: %v, want key %d, value %d", name, m, want[0], want[1])

@@ -65,6 +65,7 @@ type overlayMapSpecs struct {
 	AddrNet     *ebpf.MapSpec `ebpf:"addr_net"`
 	AddrOk      *ebpf.MapSpec `ebpf:"addr_ok"`
 	AddrPort    *ebpf.MapSpec `ebpf:"addr_port"`
+	Allowances  *ebpf.MapSpec `ebpf:"allowances"`
 	BackendConn *ebpf.MapSpec `ebpf:"backend_conn"`
 	BackendStat *ebpf.MapSpec `ebpf:"backend_stat"`
 	Backends    *ebpf.MapSpec `ebpf:"backends"`
@@ -96,6 +97,7 @@ type overlayMapSpecs struct {
 	PortStat    *ebpf.MapSpec `ebpf:"port_stat"`
 	Prefixes    *ebpf.MapSpec `ebpf:"prefixes"`
 	Punts       *ebpf.MapSpec `ebpf:"punts"`
+	Quic        *ebpf.MapSpec `ebpf:"quic"`
 	Reasons     *ebpf.MapSpec `ebpf:"reasons"`
 	Refusals    *ebpf.MapSpec `ebpf:"refusals"`
 	RuleIds     *ebpf.MapSpec `ebpf:"rule_ids"`
@@ -181,6 +183,7 @@ type overlayMaps struct {
 	AddrNet     *ebpf.Map `ebpf:"addr_net"`
 	AddrOk      *ebpf.Map `ebpf:"addr_ok"`
 	AddrPort    *ebpf.Map `ebpf:"addr_port"`
+	Allowances  *ebpf.Map `ebpf:"allowances"`
 	BackendConn *ebpf.Map `ebpf:"backend_conn"`
 	BackendStat *ebpf.Map `ebpf:"backend_stat"`
 	Backends    *ebpf.Map `ebpf:"backends"`
@@ -212,6 +215,7 @@ type overlayMaps struct {
 	PortStat    *ebpf.Map `ebpf:"port_stat"`
 	Prefixes    *ebpf.Map `ebpf:"prefixes"`
 	Punts       *ebpf.Map `ebpf:"punts"`
+	Quic        *ebpf.Map `ebpf:"quic"`
 	Reasons     *ebpf.Map `ebpf:"reasons"`
 	Refusals    *ebpf.Map `ebpf:"refusals"`
 	RuleIds     *ebpf.Map `ebpf:"rule_ids"`
@@ -244,6 +248,7 @@ func (m *overlayMaps) Close() error {
 		m.AddrNet,
 		m.AddrOk,
 		m.AddrPort,
+		m.Allowances,
 		m.BackendConn,
 		m.BackendStat,
 		m.Backends,
@@ -275,6 +280,7 @@ func (m *overlayMaps) Close() error {
 		m.PortStat,
 		m.Prefixes,
 		m.Punts,
+		m.Quic,
 		m.Reasons,
 		m.Refusals,
 		m.RuleIds,

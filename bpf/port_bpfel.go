@@ -81,6 +81,7 @@ type portMapSpecs struct {
 	AddrNet     *ebpf.MapSpec `ebpf:"addr_net"`
 	AddrOk      *ebpf.MapSpec `ebpf:"addr_ok"`
 	AddrPort    *ebpf.MapSpec `ebpf:"addr_port"`
+	Allowances  *ebpf.MapSpec `ebpf:"allowances"`
 	BackendConn *ebpf.MapSpec `ebpf:"backend_conn"`
 	BackendStat *ebpf.MapSpec `ebpf:"backend_stat"`
 	Backends    *ebpf.MapSpec `ebpf:"backends"`
@@ -112,6 +113,7 @@ type portMapSpecs struct {
 	PortStat    *ebpf.MapSpec `ebpf:"port_stat"`
 	Prefixes    *ebpf.MapSpec `ebpf:"prefixes"`
 	Punts       *ebpf.MapSpec `ebpf:"punts"`
+	Quic        *ebpf.MapSpec `ebpf:"quic"`
 	Reasons     *ebpf.MapSpec `ebpf:"reasons"`
 	Refusals    *ebpf.MapSpec `ebpf:"refusals"`
 	RuleIds     *ebpf.MapSpec `ebpf:"rule_ids"`
@@ -196,6 +198,7 @@ type portMaps struct {
 	AddrNet     *ebpf.Map `ebpf:"addr_net"`
 	AddrOk      *ebpf.Map `ebpf:"addr_ok"`
 	AddrPort    *ebpf.Map `ebpf:"addr_port"`
+	Allowances  *ebpf.Map `ebpf:"allowances"`
 	BackendConn *ebpf.Map `ebpf:"backend_conn"`
 	BackendStat *ebpf.Map `ebpf:"backend_stat"`
 	Backends    *ebpf.Map `ebpf:"backends"`
@@ -227,6 +230,7 @@ type portMaps struct {
 	PortStat    *ebpf.Map `ebpf:"port_stat"`
 	Prefixes    *ebpf.Map `ebpf:"prefixes"`
 	Punts       *ebpf.Map `ebpf:"punts"`
+	Quic        *ebpf.Map `ebpf:"quic"`
 	Reasons     *ebpf.Map `ebpf:"reasons"`
 	Refusals    *ebpf.Map `ebpf:"refusals"`
 	RuleIds     *ebpf.Map `ebpf:"rule_ids"`
@@ -259,6 +263,7 @@ func (m *portMaps) Close() error {
 		m.AddrNet,
 		m.AddrOk,
 		m.AddrPort,
+		m.Allowances,
 		m.BackendConn,
 		m.BackendStat,
 		m.Backends,
@@ -290,6 +295,7 @@ func (m *portMaps) Close() error {
 		m.PortStat,
 		m.Prefixes,
 		m.Punts,
+		m.Quic,
 		m.Reasons,
 		m.Refusals,
 		m.RuleIds,

@@ -146,4 +146,5 @@ const (
 	ReasonMetadataClosed   = uplinkReasonREASON_METADATA_CLOSED
 	ReasonRate             = uplinkReasonREASON_RATE
 	ReasonLimit            = uplinkReasonREASON_LIMIT
+	ReasonSourceRate       = uplinkReasonREASON_SOURCE_RATE
 )

@@ -8,6 +8,7 @@
 #include "echo.h"
 #include "export.h"
 #include "nlb.h"
+#include "options.h"
 #include "port.h"
 #include "underlay.h"
 
@@ -34,13 +35,15 @@ static __noinline int trace_choice(const struct trip *t, __u32 service)
 }
 
 /* Choose among a service's backends. */
-static __always_inline enum reason choose(struct trip *t)
+static __always_inline enum reason choose(struct xdp_md *ctx, struct trip *t)
 {
 	__u32 id = t->svc->id;
 	enum reason reason;
 
 	t->hash = flow_hash(t->svc, &t->pkt);
 	reason = slot_of(t->svc, t->hash, &t->backend, &t->other);
+	if (!reason && t->svc->flags & SVC_OPTIONS)
+		reason = apply_options(ctx, t);
 	if (reason)
 		return reason;
 	if (trace)
@@ -86,7 +89,7 @@ static __always_inline int from_client(struct xdp_md *ctx, const struct cfg *c, 
 		return unserved(ctx, t, reason);
 	if (is_bad_client(&t->pkt) && !t->probe)
 		return leave(XDP_DROP, REASON_BAD_SOURCE);
-	reason = choose(t);
+	reason = choose(ctx, t);
 	if (reason)
 		return end_trip(t, XDP_DROP, reason);
 	return travel(ctx, c, t);

@@ -26,6 +26,17 @@ type uplinkAllowKey struct {
 	Ip   uplinkIp16
 }
 
+type uplinkAllowances struct {
+	_     structs.HostLayout
+	Place [4]struct {
+		_       structs.HostLayout
+		Prefix  uint64
+		Due     uint64
+		Service uint32
+		Pad     uint32
+	}
+}
+
 type uplinkBackend struct {
 	_        structs.HostLayout
 	Endpoint uint32
@@ -241,8 +252,9 @@ type uplinkEvent struct {
 type uplinkEventAudience uint32
 
 const (
-	uplinkEventAudienceEVENT_FOR_LOG   uplinkEventAudience = 1
-	uplinkEventAudienceEVENT_FOR_WATCH uplinkEventAudience = 2
+	uplinkEventAudienceEVENT_FOR_LOG    uplinkEventAudience = 1
+	uplinkEventAudienceEVENT_FOR_WATCH  uplinkEventAudience = 2
+	uplinkEventAudienceEVENT_FOR_SAMPLE uplinkEventAudience = 4
 )
 
 type uplinkEventKind uint32
@@ -252,6 +264,7 @@ const (
 	uplinkEventKindEVENT_CLOSED  uplinkEventKind = 2
 	uplinkEventKindEVENT_DENIED  uplinkEventKind = 3
 	uplinkEventKindEVENT_DROPPED uplinkEventKind = 4
+	uplinkEventKindEVENT_SAMPLED uplinkEventKind = 5
 )
 
 type uplinkEventStat struct {
@@ -488,6 +501,12 @@ type uplinkPunt struct {
 	Frame  [1024]uint8
 }
 
+type uplinkQuicKey struct {
+	_       structs.HostLayout
+	Service uint32
+	Server  uint32
+}
+
 type uplinkReach struct {
 	_    structs.HostLayout
 	Seen uint64
@@ -603,6 +622,7 @@ const (
 	uplinkReasonREASON_DOOR_NO_FLOW       uplinkReason = 141
 	uplinkReasonREASON_DOOR_NOBODY        uplinkReason = 142
 	uplinkReasonREASON_RATE               uplinkReason = 150
+	uplinkReasonREASON_SOURCE_RATE        uplinkReason = 151
 	uplinkReasonREASON_LIMIT              uplinkReason = 160
 	uplinkReasonREASON_MAX                uplinkReason = 256
 )
@@ -671,7 +691,9 @@ type uplinkSvc struct {
 	Generation uint32
 	Seed       uint32
 	Limit      uint32
-	Reserved   [12]uint8
+	PrevSeed   uint32
+	Rate       uint32
+	Sample     uint32
 }
 
 type uplinkSvcFlag uint32
@@ -679,6 +701,11 @@ type uplinkSvcFlag uint32
 const (
 	uplinkSvcFlagSVC_SOURCE_HASH uplinkSvcFlag = 1
 	uplinkSvcFlagSVC_PANIC       uplinkSvcFlag = 2
+	uplinkSvcFlagSVC_ROTATING    uplinkSvcFlag = 4
+	uplinkSvcFlagSVC_PACED       uplinkSvcFlag = 8
+	uplinkSvcFlagSVC_SAMPLED     uplinkSvcFlag = 16
+	uplinkSvcFlagSVC_QUIC        uplinkSvcFlag = 32
+	uplinkSvcFlagSVC_OPTIONS     uplinkSvcFlag = 60
 )
 
 type uplinkTold struct {
@@ -806,13 +833,16 @@ type uplinkVtepError struct {
 }
 
 type uplinkWatch struct {
-	_           structs.HostLayout
-	DropsUntil  uint64
-	FramesUntil uint64
-	DropsPort   uint32
-	DropsReason uint32
-	FramesPort  uint32
-	FramesBytes uint32
+	_              structs.HostLayout
+	DropsUntil     uint64
+	FramesUntil    uint64
+	DropsPort      uint32
+	DropsReason    uint32
+	FramesPort     uint32
+	FramesBytes    uint32
+	SamplesUntil   uint64
+	SamplesService uint32
+	Pad            uint32
 }
 
 type uplinkWork struct {
@@ -1001,6 +1031,7 @@ type uplinkMapSpecs struct {
 	AddrNet     *ebpf.MapSpec `ebpf:"addr_net"`
 	AddrOk      *ebpf.MapSpec `ebpf:"addr_ok"`
 	AddrPort    *ebpf.MapSpec `ebpf:"addr_port"`
+	Allowances  *ebpf.MapSpec `ebpf:"allowances"`
 	BackendConn *ebpf.MapSpec `ebpf:"backend_conn"`
 	BackendStat *ebpf.MapSpec `ebpf:"backend_stat"`
 	Backends    *ebpf.MapSpec `ebpf:"backends"`
@@ -1032,6 +1063,7 @@ type uplinkMapSpecs struct {
 	PortStat    *ebpf.MapSpec `ebpf:"port_stat"`
 	Prefixes    *ebpf.MapSpec `ebpf:"prefixes"`
 	Punts       *ebpf.MapSpec `ebpf:"punts"`
+	Quic        *ebpf.MapSpec `ebpf:"quic"`
 	Reasons     *ebpf.MapSpec `ebpf:"reasons"`
 	Refusals    *ebpf.MapSpec `ebpf:"refusals"`
 	RuleIds     *ebpf.MapSpec `ebpf:"rule_ids"`
@@ -1118,6 +1150,7 @@ type uplinkMaps struct {
 	AddrNet     *ebpf.Map `ebpf:"addr_net"`
 	AddrOk      *ebpf.Map `ebpf:"addr_ok"`
 	AddrPort    *ebpf.Map `ebpf:"addr_port"`
+	Allowances  *ebpf.Map `ebpf:"allowances"`
 	BackendConn *ebpf.Map `ebpf:"backend_conn"`
 	BackendStat *ebpf.Map `ebpf:"backend_stat"`
 	Backends    *ebpf.Map `ebpf:"backends"`
@@ -1149,6 +1182,7 @@ type uplinkMaps struct {
 	PortStat    *ebpf.Map `ebpf:"port_stat"`
 	Prefixes    *ebpf.Map `ebpf:"prefixes"`
 	Punts       *ebpf.Map `ebpf:"punts"`
+	Quic        *ebpf.Map `ebpf:"quic"`
 	Reasons     *ebpf.Map `ebpf:"reasons"`
 	Refusals    *ebpf.Map `ebpf:"refusals"`
 	RuleIds     *ebpf.Map `ebpf:"rule_ids"`
@@ -1181,6 +1215,7 @@ func (m *uplinkMaps) Close() error {
 		m.AddrNet,
 		m.AddrOk,
 		m.AddrPort,
+		m.Allowances,
 		m.BackendConn,
 		m.BackendStat,
 		m.Backends,
@@ -1212,6 +1247,7 @@ func (m *uplinkMaps) Close() error {
 		m.PortStat,
 		m.Prefixes,
 		m.Punts,
+		m.Quic,
 		m.Reasons,
 		m.Refusals,
 		m.RuleIds,

@@ -21,6 +21,10 @@ import (
 // has it (Bob Jenkins' lookup3). That program and control plane agree over any
 // packet is tested where both may be imported.
 func hashOf(src, dst string, proto uint8, flags uint32) uint32 {
+	return hashBy(0x5eed, src, dst, proto, flags)
+}
+
+func hashBy(seed uint32, src, dst string, proto uint8, flags uint32) uint32 {
 	s, d := netip.MustParseAddrPort(src), netip.MustParseAddrPort(dst)
 	ports := uint32(bpf.BE16(d.Port()))<<16 | uint32(bpf.BE16(s.Port()))
 	if flags&bpf.SvcSourceHash != 0 {
@@ -28,7 +32,7 @@ func hashOf(src, dst string, proto uint8, flags uint32) uint32 {
 	}
 	words := append(wordsOf(s.Addr()), wordsOf(d.Addr())...)
 	words = append(words, ports)
-	start := uint32(0xdeadbeef) + uint32(len(words))<<2 + (0x5eed ^ uint32(proto))
+	start := uint32(0xdeadbeef) + uint32(len(words))<<2 + (seed ^ uint32(proto))
 	a, b, c := start, start, start
 	type step struct {
 		to, from, then *uint32

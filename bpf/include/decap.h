@@ -5,6 +5,7 @@
 #include "encap.h"
 #include "flow.h"
 #include "limit.h"
+#include "options.h"
 #include "reach.h"
 #include "refuse.h"
 #include "tell.h"
@@ -38,13 +39,17 @@ static __always_inline enum reason locate(struct trip *t, const struct cfg *c)
 
 /* The other owner of the slot: the one the encapsulation names, else the one
  * this host's own record of the slot names; 0 in the steady state. */
-static __always_inline __u32 next_owner(const struct trip *t)
+static __always_inline __u32 next_owner(struct xdp_md *ctx, const struct trip *t)
 {
 	__u32 cur = 0, prev = 0;
 
 	if (t->other && t->other != t->backend)
 		return t->other;
-	if (t->hop || slot_of(t->svc, t->hash, &cur, &prev))
+	if (t->hop)
+		return 0;
+	if (t->svc->flags & SVC_OPTIONS)
+		return optional_next(ctx, t);
+	if (slot_of(t->svc, t->hash, &cur, &prev))
 		return 0;
 	if (cur != t->backend)
 		return cur;
@@ -272,7 +277,7 @@ static __always_inline int travel(struct xdp_md *ctx, const struct cfg *c, struc
 			if (t->to)
 				return send(ctx, c, t);
 		}
-		next = next_owner(t);
+		next = next_owner(ctx, t);
 		fate = weigh(t, is_known_here(t), next);
 		if (trace)
 			trace_place(TRACE_WEIGH, t->port, t->backend, is_known_here(t), fate);

@@ -22,6 +22,11 @@ struct vip6_key {
 enum svc_flag {
 	SVC_SOURCE_HASH = 1, /* ports stay out of the flow hash */
 	SVC_PANIC = 2,	     /* too few backends are healthy: all are used */
+	SVC_ROTATING = 4,    /* prev_seed says where a flow may be from before */
+	SVC_PACED = 8,	     /* by rate */
+	SVC_SAMPLED = 16,    /* by sample */
+	SVC_QUIC = 32,	     /* connection IDs may name backends */
+	SVC_OPTIONS = SVC_ROTATING | SVC_PACED | SVC_SAMPLED | SVC_QUIC,
 };
 
 /* Written once under a fresh index; a change takes another index. */
@@ -38,7 +43,30 @@ struct svc {
 	__u32 generation; /* of the slot table */
 	__u32 seed;	  /* of the flow hash */
 	__u32 limit;	  /* connections that a backend takes; 0: any */
-	__u8 reserved[12];
+	__u32 prev_seed;  /* the one before */
+	__u32 rate;	  /* packets a second, CPU and source prefix */
+	__u32 sample;	  /* one packet in so many is told of */
+};
+
+/* The server ID in a connection ID: the backend's IPv4 address. */
+struct quic_key {
+	__u32 service;
+	__be32 server;
+};
+
+/* What a source prefix may send yet. */
+struct allowance {
+	__u64 prefix; /* /24 or /56, its bits in the lowest ones */
+	__u64 due;    /* CLOCK_MONOTONIC ns: how far it has used up its rate */
+	__u32 service;
+	__u32 pad;
+};
+
+#define ALLOWANCE_PLACES 4
+#define ALLOWANCE_LINES	 1024
+
+struct allowances {
+	struct allowance place[ALLOWANCE_PLACES];
 };
 
 enum backend_flag {
@@ -255,6 +283,29 @@ struct {
 	__type(key, struct local_key);
 	__type(value, struct local);
 } local SEC(".maps");
+
+/*
+ * Written by the agent: service, IPv4 address of an instance → its backend. One entry
+ * for each backend of a service with SVC_QUIC.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct quic_key);
+	__type(value, __u32);
+} quic SEC(".maps");
+
+/*
+ * Written by uplink, indexed by the hash of service and source prefix: 4,096
+ * prefixes a CPU, 96 KB.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, ALLOWANCE_LINES);
+	__type(key, __u32);
+	__type(value, struct allowances);
+} allowances SEC(".maps");
 
 /* Written by uplink: RSTs sent in the current second, per CPU. */
 struct {

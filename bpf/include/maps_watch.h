@@ -20,11 +20,13 @@ enum event_kind {
 	EVENT_CLOSED = 2,  /* and it is gone */
 	EVENT_DENIED = 3,  /* the port's policy has refused a packet */
 	EVENT_DROPPED = 4, /* a packet was dropped for any other reason */
+	EVENT_SAMPLED = 5, /* a packet of a service has been given to a backend */
 };
 
 enum event_audience {
-	EVENT_FOR_LOG = 1,   /* the port has PORT_FLOW_LOG */
-	EVENT_FOR_WATCH = 2, /* somebody watches drops */
+	EVENT_FOR_LOG = 1,    /* the port has PORT_FLOW_LOG */
+	EVENT_FOR_WATCH = 2,  /* somebody watches drops */
+	EVENT_FOR_SAMPLE = 4, /* somebody looks at samples */
 };
 
 /*
@@ -40,7 +42,7 @@ struct event {
 	struct ip16 src;
 	struct ip16 dst;
 	__u32 port;    /* where it happened; 0: before a port was known */
-	__u32 from;    /* the port of this host that has sent the packet; 0: none */
+	__u32 from;    /* the port of this host that has sent the packet; 0: none. Of a sample: the backend */
 	__u32 reason;  /* enum reason: of the drop, or of a flow's end; 0: it was over */
 	__u32 rule;    /* that has admitted the flow; 0: none */
 	__u32 service; /* by which the flow came; 0: none */
@@ -87,7 +89,10 @@ struct watch {
 	__u32 drops_port;   /* 0: of all */
 	__u32 drops_reason; /* enum reason; 0: any */
 	__u32 frames_port;
-	__u32 frames_bytes; /* of each frame */
+	__u32 frames_bytes;    /* of each frame */
+	__u64 samples_until;   /* as drops_until */
+	__u32 samples_service; /* 0: of all */
+	__u32 pad;
 };
 
 /*

@@ -78,16 +78,21 @@ static __always_inline __u32 jhash_9words(const struct ip16 *src, const struct i
 
 /* Words are the wire's bytes as they lie in memory; source-hash leaves the
  * ports out. */
-static __always_inline __u32 flow_hash(const struct svc *s, const struct packet *pkt)
+static __always_inline __u32 flow_hash_by(const struct svc *s, const struct packet *pkt, __u32 seed)
 {
 	__u32 ports = (__u32)pkt->dport << 16 | pkt->sport;
-	__u32 seed = s->seed ^ pkt->proto;
 
+	seed ^= pkt->proto;
 	if (s->flags & SVC_SOURCE_HASH)
 		ports = 0;
 	if (pkt->family == 6)
 		return jhash_9words(&pkt->saddr, &pkt->daddr, ports, seed);
 	return jhash_3words(ip16_v4(&pkt->saddr), ip16_v4(&pkt->daddr), ports, seed);
+}
+
+static __always_inline __u32 flow_hash(const struct svc *s, const struct packet *pkt)
+{
+	return flow_hash_by(s, pkt, s->seed);
 }
 
 /* Odd numbers without a pattern: that of IPv4 is 2^32 by the golden ratio. */

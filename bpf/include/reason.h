@@ -127,7 +127,8 @@ enum reason {
 	REASON_DOOR_NOBODY = 142,   /* from the metadata service: to a port that is not here */
 
 	/* Bandwidth. */
-	REASON_RATE = 150, /* more than the port may send */
+	REASON_RATE = 150,	  /* more than the port may send */
+	REASON_SOURCE_RATE = 151, /* more for the service than a source prefix may send */
 
 	/* Load balancing, at the backend's host. */
 	REASON_LIMIT = 160, /* a new connection to a backend at its limit, beyond the rate of RSTs */
