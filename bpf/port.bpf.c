@@ -41,11 +41,13 @@ static __noinline int from_vm(struct __sk_buff *skb, struct work *w, const struc
 	struct frame *f = &w->f;
 	struct visit *v = &w->v;
 	struct port_cfg *neighbour;
-	bool door = is_door(f, c);
+	bool door = is_door(f, c), hairpin = is_hairpin(&f->ip.dst);
 	enum reason reason;
 
+	if (hairpin && (f->ip.fragment || is_icmp_error(&f->ip)))
+		return drop(f, f->ip.fragment ? REASON_FRAGMENT : REASON_ICMP_UNMATCHED);
 	begin_visit(v, f, port, DIRECTION_OUT);
-	v->answer_only = door;
+	v->answer_only = door || hairpin;
 	reason = examine(skb, w, pc) ?: mend_out(skb, w) ?: hop(skb, f);
 	if (reason)
 		return drop(f, reason);

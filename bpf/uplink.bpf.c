@@ -193,8 +193,13 @@ static __always_inline int to_instance(struct __sk_buff *skb, struct work *w, co
 	if (is_nd(&w->f.ip))
 		return drop(&w->f, REASON_ND_IGNORED);
 	begin_visit(&w->v, &w->f, port, DIRECTION_IN);
-	if (note->flags & NOTE_PRESENT)
+	if (note->flags & NOTE_PRESENT) {
 		reason = heed(note, &w->v);
+		if (same_ip(&w->f.ip.src, &w->f.ip.dst)) {
+			reason = reason ?: w->f.ip.fragment ? REASON_FRAGMENT : REASON_NONE;
+			w->v.key.peer = hairpin_of(&w->f.ip.dst);
+		}
+	}
 	if (reason)
 		return drop(&w->f, reason);
 	return deliver_to(skb, w, pc, 0);

@@ -3,6 +3,7 @@
 
 #include "events.h"
 #include "flow.h"
+#include "hairpin.h"
 #include "measure.h"
 #include "packet.h"
 #include "policy.h"
@@ -56,7 +57,7 @@ static __always_inline enum reason permit(const struct port_cfg *pc, struct visi
 	q->match = match;
 	q->scope = pc->vni;
 	q->fragment = false;
-	q->peer = v->key.peer;
+	q->peer = !pc->vni && is_hairpin(&v->key.peer) ? v->key.own : v->key.peer;
 	return judge(pc, q, &v->verdict);
 }
 

@@ -4,6 +4,7 @@
 #include "about.h"
 #include "encap.h"
 #include "flow.h"
+#include "hairpin.h"
 #include "limit.h"
 #include "options.h"
 #include "reach.h"
@@ -145,6 +146,8 @@ static __always_inline bool is_known_here(const struct trip *t)
 		.proto = t->pkt.proto,
 	};
 
+	if (same_ip(&key.peer, &key.own))
+		key.peer = hairpin_of(&key.own);
 	return is_known(&key, t->port, t->svc, is_syn(&t->pkt));
 }
 

@@ -19,6 +19,8 @@ static __always_inline enum reason mend_in(struct __sk_buff *skb, struct work *w
 		if (reason)
 			return reason;
 	}
+	if (w->v.service && is_hairpin(&w->v.key.peer) && write_address(skb, &w->f, &w->v.key.peer, true))
+		return REASON_MALFORMED;
 	if (!w->v.translated)
 		return REASON_NONE;
 	return write_port(skb, &w->f, offsetof(struct tcphdr, source), w->v.wire_port, w->v.key.peer_port)

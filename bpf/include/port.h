@@ -185,6 +185,46 @@ static __always_inline long write_port(struct __sk_buff *skb, const struct frame
 #define IP_OFFSET(field)  (sizeof(struct ethhdr) + offsetof(struct iphdr, field))
 #define IP6_OFFSET(field) (sizeof(struct ethhdr) + offsetof(struct ipv6hdr, field))
 
+static __always_inline long write_address4(struct __sk_buff *skb, const struct ip16 *is, const struct ip16 *becomes,
+					   bool source, __u32 check, __u64 flags)
+{
+	__u32 at = source ? IP_OFFSET(saddr) : IP_OFFSET(daddr);
+	__be32 from = ip16_v4(is), to = ip16_v4(becomes);
+
+	return bpf_l4_csum_replace(skb, check, from, to, flags | 4) ||
+	       bpf_l3_csum_replace(skb, IP_OFFSET(check), from, to, 4) ||
+	       bpf_skb_store_bytes(skb, at, &to, sizeof(to), 0);
+}
+
+static __always_inline long write_address6(struct __sk_buff *skb, const struct ip16 *is, const struct ip16 *becomes,
+					   bool source, __u32 check, __u64 flags)
+{
+	__s64 change = bpf_csum_diff((__be32 *)is, sizeof(*is), (__be32 *)becomes, sizeof(*becomes), 0);
+	__u32 at = source ? IP6_OFFSET(saddr) : IP6_OFFSET(daddr);
+
+	return bpf_l4_csum_replace(skb, check, 0, change, flags) ||
+	       bpf_skb_store_bytes(skb, at, becomes, sizeof(*becomes), 0);
+}
+
+/* Change an end's address of TCP or UDP, as far as skb and checksums go. Global, so that
+ * the verifier reads it once; no caller passes NULL. */
+__noinline enum reason write_address(struct __sk_buff *skb, const struct frame *f, const struct ip16 *to, bool source)
+{
+	__u32 check;
+	__u64 flags;
+	bool tcp;
+
+	if (!f || !to)
+		return REASON_MALFORMED;
+	tcp = f->ip.proto == IPPROTO_TCP;
+	check = f->ip.l4 + (tcp ? offsetof(struct tcphdr, check) : offsetof(struct udphdr, check));
+	flags = BPF_F_PSEUDO_HDR | (tcp ? 0 : BPF_F_MARK_MANGLED_0);
+	if (f->ip.family == 6 ? write_address6(skb, source ? &f->ip.src : &f->ip.dst, to, source, check, flags)
+			      : write_address4(skb, source ? &f->ip.src : &f->ip.dst, to, source, check, flags))
+		return REASON_MALFORMED;
+	return REASON_NONE;
+}
+
 /* Change an address of IPv4 that no checksum of L4 covers: an ICMP error's, a
  * later fragment's. */
 static __always_inline enum reason rewrite_address(struct __sk_buff *skb, __u32 at, struct ip16 *is,

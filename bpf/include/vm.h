@@ -41,7 +41,7 @@ static __always_inline bool is_metadata(const struct frame *f)
 
 static __always_inline enum reason check_destination(const struct frame *f, const struct cfg *c)
 {
-	if (is_door(f, c) || is_metadata(f))
+	if (is_door(f, c) || is_metadata(f) || is_hairpin(&f->ip.dst))
 		return REASON_NONE; /* the flow table decides */
 	if (is_bad_destination(&f->ip))
 		return REASON_BAD_DESTINATION;
@@ -67,33 +67,10 @@ static __always_inline enum reason hop(struct __sk_buff *skb, const struct frame
 	return REASON_NONE;
 }
 
-static __always_inline long write_source4(struct __sk_buff *skb, const struct frame *f, const struct visit *v,
-					  __u32 check, __u64 flags)
-{
-	__be32 from = ip16_v4(&f->ip.src), to = ip16_v4(&v->vip);
-
-	return bpf_l4_csum_replace(skb, check, from, to, flags | 4) ||
-	       bpf_l3_csum_replace(skb, IP_OFFSET(check), from, to, 4) ||
-	       bpf_skb_store_bytes(skb, IP_OFFSET(saddr), &to, sizeof(to), 0);
-}
-
-static __always_inline long write_source6(struct __sk_buff *skb, const struct frame *f, const struct visit *v,
-					  __u32 check, __u64 flags)
-{
-	__s64 change = bpf_csum_diff((__be32 *)&f->ip.src, sizeof(f->ip.src), (__be32 *)&v->vip, sizeof(v->vip), 0);
-
-	return bpf_l4_csum_replace(skb, check, 0, change, flags) ||
-	       bpf_skb_store_bytes(skb, IP6_OFFSET(saddr), &v->vip, sizeof(v->vip), 0);
-}
-
 /* instance:target-port → VIP:port, as the flow says. */
 static __always_inline enum reason rewrite_source(struct __sk_buff *skb, struct frame *f, const struct visit *v)
 {
-	bool tcp = f->ip.proto == IPPROTO_TCP;
-	__u32 check = f->ip.l4 + (tcp ? offsetof(struct tcphdr, check) : offsetof(struct udphdr, check));
-	__u64 flags = BPF_F_PSEUDO_HDR | (tcp ? 0 : BPF_F_MARK_MANGLED_0);
-
-	if (f->ip.family == 6 ? write_source6(skb, f, v, check, flags) : write_source4(skb, f, v, check, flags))
+	if (write_address(skb, f, &v->vip, true))
 		return REASON_MALFORMED;
 	if (write_port(skb, f, offsetof(struct tcphdr, source), f->ip.sport, v->vip_port))
 		return REASON_MALFORMED;
@@ -109,6 +86,15 @@ static __always_inline enum reason restore_port(struct __sk_buff *skb, struct fr
 		return REASON_MALFORMED;
 	f->ip.dport = v->peer_port;
 	return REASON_NONE;
+}
+
+/* The address by which the VM knows itself as a client → its own. */
+static __always_inline enum reason restore_address(struct __sk_buff *skb, struct frame *f, const struct visit *v)
+{
+	enum reason reason = write_address(skb, f, &v->key.own, false);
+
+	f->ip.dst = v->key.own;
+	return reason;
 }
 
 /* An error that the VM sends: the flow's packet came to the VIP, from the
@@ -159,6 +145,8 @@ static __always_inline enum reason mend_out(struct __sk_buff *skb, struct work *
 		reason = rewrite_source(skb, f, v);
 	if (!reason && v->peer_port != f->ip.dport)
 		reason = restore_port(skb, f, v);
+	if (!reason && is_hairpin(&v->key.peer))
+		reason = restore_address(skb, f, v);
 	return reason;
 }
 

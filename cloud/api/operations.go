@@ -127,7 +127,7 @@ var Operations = []Operation{
 	read[cloud.LoadBalancerService]("get-load-balancer-service", "/load-balancer/{id}/service/{service-id}", "read a service of a load balancer"),
 	ask[cloud.UpdateServiceRequest]("update-load-balancer-service", "PUT", "/load-balancer/{id}/service/{service-id}", "change a service of a load balancer", "load-balancer"),
 	do("delete-load-balancer-service", "DELETE", "/load-balancer/{id}/service/{service-id}", "remove a service from a load balancer", "load-balancer"),
-	do("reset-load-balancer-service-field", "DELETE", "/load-balancer/{id}/service/{service-id}/{field}", "clear a field of a service", "load-balancer").fields("description"),
+	do("reset-load-balancer-service-field", "DELETE", "/load-balancer/{id}/service/{service-id}/{field}", "clear a field of a service", "load-balancer").fields("description", "connection-limit"),
 }
 
 // Make completes an operation: parameters from its path, noun and verb from path
