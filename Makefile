@@ -36,7 +36,7 @@ long: ## the stories that take longer than a test may
 	CAIRN_LONG=1 scripts/test.sh lab
 
 fuzz: ## programs and model side by side on what is made up (FUZZ_TIME=10m, SEED=...)
-	FUZZ_TIME=$(or $(FUZZ_TIME),10m) CGO_ENABLED=0 go test -tags program -count=1 -timeout 0 -run '^TestProgramsAgreeWithTheModel$$' -v ./test/model/kernel
+	FUZZ_TIME=$(or $(FUZZ_TIME),10m) CGO_ENABLED=0 go test -tags program -count=1 -timeout 0 -p 1 -run '^Test(ProgramsAgreeWithTheModel|HostsAgreeWithTheDescription)$$' -v ./test/model/kernel ./test/model/balance
 
 mutants: ## faults in the C of the firewall, each of which the tests have to find
 	@scripts/mutants.sh
