@@ -47,7 +47,7 @@ func (a *Agent) Status() debug.Status {
 		}
 	}
 	for name, m := range map[string]*ebpf.Map{
-		"vip4": a.host.Maps.Vip4, "svc": a.host.Maps.Svc, "slots": a.host.Maps.Slots, "backends": a.host.Maps.Backends,
+		"vip4": a.host.Maps.Vip4, "vip6": a.host.Maps.Vip6, "svc": a.host.Maps.Svc, "slots": a.host.Maps.Slots, "backends": a.host.Maps.Backends,
 		"port_cfg": a.host.Maps.PortCfg, "members": a.host.Maps.Members, "vteps": a.host.Maps.Vteps, "ct_est": a.host.Maps.CtEst,
 	} {
 		if info, err := m.Info(); err == nil {
@@ -154,11 +154,8 @@ func protocol(p uint8) string {
 
 // programmedService reads a service's record and slots out of the image.
 func (a *Agent) programmedService(vip netip.Addr, port uint16, proto uint8) (at uint32, r bpf.Svc, t slots.Table, ok bool) {
-	if !vip.Is4() {
-		return 0, r, nil, false
-	}
 	im := a.loop.Image()
-	index, ok := im.Get(maps.ID{Map: maps.VIP4, Key: maps.Bytes(bpf.Vip4Key{Ip: bpf.BE32(vip), Port: bpf.BE16(port), Proto: proto})})
+	index, ok := im.Get(maps.ServiceID(netip.AddrPortFrom(vip, port), proto))
 	if !ok {
 		return 0, r, nil, false
 	}

@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 
-	"cairn/bpf"
 	"cairn/cloud/wire"
 	"cairn/dataplane/maps"
 	"cairn/dataplane/nlb"
@@ -186,8 +185,8 @@ func (d *dirty) addresses(cause wire.Key) {
 	for s := range table.All[wire.Service](d.view) {
 		units[nlb.VIP(s.VIP)] = true
 	}
-	for e := range d.have.Entries(maps.VIPAddr4) {
-		units[nlb.VIP(bpf.AddrBE32(maps.As[uint32](e.Key)))] = true
+	for e := range d.have.VIPs() {
+		units[nlb.VIP(maps.VIPOf(e.ID))] = true
 	}
 	for unit := range units {
 		d.add(unit, cause)

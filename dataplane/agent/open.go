@@ -100,7 +100,7 @@ func (a *Agent) openTable(high table.Mark) (err error) {
 	a.table.Expect(map[wire.Kind]int{
 		wire.KindInstance: machines,
 		wire.KindHost:     have.Len(maps.Vteps), wire.KindMember: have.Len(maps.Members), wire.KindPort: have.Len(maps.PortCfg),
-		wire.KindBackend: have.Len(maps.Backends), wire.KindSlots: have.Len(maps.Slots), wire.KindService: have.Len(maps.VIP4),
+		wire.KindBackend: have.Len(maps.Backends), wire.KindSlots: have.Len(maps.Slots), wire.KindService: have.Len(maps.VIP4) + have.Len(maps.VIP6),
 	})
 	a.watcher, err = a.table.Watch()
 	return err

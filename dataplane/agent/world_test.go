@@ -221,13 +221,14 @@ func reachable(store *maps.Memory) error {
 	if err != nil {
 		return err
 	}
-	for vip := range im.Entries(maps.VIP4) {
+	for vip := range im.Served() {
 		record, ok := im.Get(maps.ID{Map: maps.Svc, Key: vip.Value})
 		if !ok {
 			return fmt.Errorf("%s: no record", vip)
 		}
-		svc, key := maps.As[bpf.Svc](record), maps.As[bpf.Vip4Key](vip.Key)
-		if svc.Vip != bpf.IP16(bpf.AddrBE32(key.Ip)) || svc.Port != key.Port || svc.Proto != key.Proto {
+		svc := maps.As[bpf.Svc](record)
+		at, proto := maps.ServedAt(vip.ID)
+		if svc.Vip != bpf.IP16(at.Addr()) || svc.Port != bpf.BE16(at.Port()) || svc.Proto != proto {
 			return fmt.Errorf("%s: record of another service, %d", vip, svc.Id)
 		}
 		slots, ok := im.Get(maps.ID{Map: maps.Slots, Key: maps.Bytes(svc.SlotBase)})
@@ -243,10 +244,10 @@ func reachable(store *maps.Memory) error {
 				return fmt.Errorf("%s: slot %d: %w", vip, i/8, err)
 			}
 		}
-		if _, ok := im.Get(maps.ID{Map: maps.VIPAddr4, Key: maps.Bytes(key.Ip)}); !ok {
-			return fmt.Errorf("%s: not in vipaddr4", vip)
+		if _, ok := im.Get(maps.VIPID(at.Addr())); !ok {
+			return fmt.Errorf("%s: its address is no VIP", vip)
 		}
-		word, bit := bpf.VIPBit(bpf.AddrBE32(key.Ip))
+		word, bit := bpf.VIPBit(at.Addr())
 		if bits, ok := im.Get(maps.ID{Map: maps.VIPBits, Key: maps.Bytes(word)}); !ok || maps.As[uint64](bits)&bit == 0 {
 			return fmt.Errorf("%s: not in vip_bits", vip)
 		}

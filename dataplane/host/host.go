@@ -50,12 +50,15 @@ var (
 	// SelfTestAddr is the source of the self-test's packets. It counts only in
 	// a test run: no packet from the wire can use it.
 	SelfTestAddr = netip.MustParseAddr("169.254.169.251")
+	// SelfTestAddr6 is the same to VIPs of IPv6: fe80:: with its last four bytes.
+	SelfTestAddr6 = netip.MustParseAddr("fe80::a9fe:a9fb")
 )
 
 // Maps are the shared maps. They stay open until the Host is closed.
 type Maps struct {
 	Cfg, Meta, Reasons                                *ebpf.Map
 	VipBits, Vip4, Vipaddr4, Svc, Slots               *ebpf.Map
+	Vip6, Vipaddr6                                    *ebpf.Map
 	Backends, Nexthops, SvcStat, BackendStat          *ebpf.Map
 	BackendConn, SvcLatency                           *ebpf.Map
 	Vteps, VtepSeen, Local, Fdb                       *ebpf.Map
@@ -72,7 +75,8 @@ type Maps struct {
 func (m *Maps) byName() map[string]**ebpf.Map {
 	return map[string]**ebpf.Map{
 		"cfg": &m.Cfg, "meta": &m.Meta, "reasons": &m.Reasons,
-		"vip_bits": &m.VipBits, "vip4": &m.Vip4, "vipaddr4": &m.Vipaddr4, "svc": &m.Svc, "slots": &m.Slots,
+		"vip_bits": &m.VipBits, "vip4": &m.Vip4, "vipaddr4": &m.Vipaddr4,
+		"vip6": &m.Vip6, "vipaddr6": &m.Vipaddr6, "svc": &m.Svc, "slots": &m.Slots,
 		"backends": &m.Backends, "nexthops": &m.Nexthops, "svc_stat": &m.SvcStat, "backend_stat": &m.BackendStat,
 		"backend_conn": &m.BackendConn, "svc_latency": &m.SvcLatency,
 		"vteps": &m.Vteps, "vtep_seen": &m.VtepSeen, "local": &m.Local, "fdb": &m.Fdb,

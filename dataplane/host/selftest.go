@@ -160,7 +160,11 @@ func (p *Prober) probeVIP(vip netip.AddrPort, proto uint8, sport uint16) error {
 	if err != nil {
 		return err
 	}
-	from := netip.AddrPortFrom(SelfTestAddr, sport).String()
+	source := SelfTestAddr
+	if vip.Addr().Is6() {
+		source = SelfTestAddr6
+	}
+	from := netip.AddrPortFrom(source, sport).String()
 	probe := packet.TCP(from, vip.String()).SYN()
 	if proto == packet.ProtoUDP {
 		probe = packet.UDP(from, vip.String())

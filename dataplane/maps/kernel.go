@@ -33,6 +33,7 @@ func NewKernel(h *host.Host) (*Kernel, error) {
 		Prefixes: m.Prefixes, Vteps: m.Vteps, RuleIDs: m.RuleIds, PortBounds: m.PortBounds, PortBM: m.PortBm,
 		CidrBM: m.CidrBm, Cidr: m.Cidr, PeerBM: m.PeerBm, Members: m.Members, AddrOK: m.AddrOk, Fdb: m.Fdb, Neigh: m.Neigh, Bum: m.Bum,
 		PortCfg: m.PortCfg, AddrPort: m.AddrPort, AddrAllow: m.AddrAllow, AddrNet: m.AddrNet, Local: m.Local, VIPAddr4: m.Vipaddr4, VIP4: m.Vip4,
+		VIPAddr6: m.Vipaddr6, VIP6: m.Vip6,
 	}}
 	for at, array := range map[Map]*ebpf.Map{
 		Nexthops: m.Nexthops, Backends: m.Backends, Slots: m.Slots, Svc: m.Svc, VIPBits: m.VipBits,
@@ -132,7 +133,7 @@ func (k *Kernel) Get(e Entry) (string, bool, error) {
 }
 
 // Load reads all entries of a map. The ranges of slots are those that a record
-// names which vip4 leads to: slots themselves do not say where a range begins.
+// names which vip4 or vip6 leads to: slots themselves do not say where a range begins.
 func (k *Kernel) Load(m Map, found func(Entry)) error {
 	switch {
 	case m == Attach:
@@ -194,7 +195,7 @@ func (k *Kernel) loadShapers(found func(Entry)) error {
 func (k *Kernel) loadSlots(found func(Entry)) error {
 	seen := map[uint32]bool{}
 	var failed error
-	err := k.Load(VIP4, func(vip Entry) {
+	named := func(vip Entry) {
 		record, err := k.mapped[Svc].load(u32(vip.Value), int(unsafe.Sizeof(bpf.Svc{})))
 		if err != nil || zero(record) {
 			return // such an entry leads nowhere; the sweep takes it
@@ -210,7 +211,8 @@ func (k *Kernel) loadSlots(found func(Entry)) error {
 			return
 		}
 		found(Entry{ID{Slots, Bytes(svc.SlotBase)}, value})
-	})
+	}
+	err := errors.Join(k.Load(VIP4, named), k.Load(VIP6, named))
 	return errors.Join(err, failed)
 }
 

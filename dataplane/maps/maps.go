@@ -50,7 +50,9 @@ const (
 	Svc
 	VIPBits
 	VIPAddr4
+	VIPAddr6
 	VIP4
+	VIP6
 	mapEnd
 )
 
@@ -89,7 +91,9 @@ var traits = [mapEnd]trait{
 	Svc:        {name: "svc", grace: true},
 	VIPBits:    {name: "vip_bits"},
 	VIPAddr4:   {name: "vipaddr4"},
+	VIPAddr6:   {name: "vipaddr6"},
 	VIP4:       {name: "vip4"},
+	VIP6:       {name: "vip6"},
 }
 
 func (m Map) String() string { return traits[m].name }

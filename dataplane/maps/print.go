@@ -24,8 +24,10 @@ func printKey(id ID) string {
 	case Prefixes, AddrNet:
 		k := As[bpf.PrefixKey](id.Key)
 		return prefix(k.Ip, k.Bits)
-	case Vteps, VIPAddr4:
+	case Vteps:
 		return bpf.AddrBE32(u32(id.Key)).String()
+	case VIPAddr4, VIPAddr6:
+		return VIPOf(id).String()
 	case RuleIDs:
 		k := As[bpf.RulesKey](id.Key)
 		if k.Word > 0 {
@@ -64,9 +66,9 @@ func printKey(id ID) string {
 	case Local:
 		k := As[bpf.LocalKey](id.Key)
 		return fmt.Sprintf("service %d port %d", k.Service, k.Port)
-	case VIP4:
-		k := As[bpf.Vip4Key](id.Key)
-		return fmt.Sprintf("%s/%d", netip.AddrPortFrom(bpf.AddrBE32(k.Ip), bpf.BE16(k.Port)), k.Proto)
+	case VIP4, VIP6:
+		vip, proto := ServedAt(id)
+		return fmt.Sprintf("%s/%d", vip, proto)
 	}
 	return fmt.Sprint(u32(id.Key)) // arrays and attach: a number
 }

@@ -180,8 +180,8 @@ func (b *Builder) vip(u *maps.Unit, id string) error {
 			b.vips[s.VIP]++
 		}
 	}
-	if n := b.vips[a]; n > 0 && a.Is4() {
-		u.Want = []maps.Entry{maps.Make(maps.VIPAddr4, bpf.BE32(a), n)}
+	if n := b.vips[a]; n > 0 {
+		u.Want = []maps.Entry{{ID: maps.VIPID(a), Value: maps.Bytes(n)}}
 	}
 	return nil
 }
@@ -189,10 +189,8 @@ func (b *Builder) vip(u *maps.Unit, id string) error {
 func (b *Builder) bits(u *maps.Unit) {
 	words := map[uint32]uint64{}
 	for s := range table.All[wire.Service](b.view) {
-		if s.VIP.Is4() {
-			word, mask := bpf.VIPBit(s.VIP)
-			words[word] |= mask
-		}
+		word, mask := bpf.VIPBit(s.VIP)
+		words[word] |= mask
 	}
 	for word, bits := range words {
 		u.Want = append(u.Want, maps.Make(maps.VIPBits, word, bits))
@@ -201,17 +199,14 @@ func (b *Builder) bits(u *maps.Unit) {
 
 // service wants its address known in any case; it is reachable once a slot
 // names a backend. A change of the slots of one size is stored in place, any
-// other change takes a new record, and at last one number in vip4 flips.
+// other change takes a new record, and at last one number in vip4 or vip6 flips.
 func (b *Builder) service(u *maps.Unit, s wire.Service) error {
-	if !s.VIP.Is4() {
-		return fmt.Errorf("VIP %s: only IPv4 is served", s.VIP)
-	}
 	u.Needs = []string{Bits, VIP(s.VIP)}
 	slots, ok := table.Get[wire.Slots](b.view, fmt.Sprint(s.ID))
 	if !ok {
 		return nil
 	}
-	named, err := b.owners(slots)
+	named, err := b.owners(s, slots)
 	if err != nil || len(named) == 0 {
 		return err
 	}
@@ -225,14 +220,14 @@ func (b *Builder) service(u *maps.Unit, s wire.Service) error {
 	u.Want = []maps.Entry{
 		{ID: maps.ID{Map: maps.Slots, Key: maps.Bytes(place.record.SlotBase)}, Value: string(slots.Table)},
 		maps.Make(maps.Svc, place.index, place.record),
-		maps.Make(maps.VIP4, tuple(s), place.index),
+		{ID: maps.ServiceID(netip.AddrPortFrom(s.VIP, s.Port), s.Protocol), Value: maps.Bytes(place.index)},
 	}
 	return nil
 }
 
-// owners lists the backends that slots name, and refuses a table that names one
-// which is not here.
-func (b *Builder) owners(slots wire.Slots) ([]uint32, error) {
+// owners lists the backends that a service's slots name, and refuses a table that
+// names one which is not here, or which no client of the VIP's family could reach.
+func (b *Builder) owners(s wire.Service, slots wire.Slots) ([]uint32, error) {
 	var named []uint32
 	seen := map[uint32]bool{0: true}
 	for i := 0; i+4 <= len(slots.Table); i += 4 {
@@ -241,8 +236,12 @@ func (b *Builder) owners(slots wire.Slots) ([]uint32, error) {
 			continue
 		}
 		seen[id] = true
-		if _, ok := table.Get[wire.Backend](b.view, fmt.Sprint(id)); !ok {
+		backend, ok := table.Get[wire.Backend](b.view, fmt.Sprint(id))
+		if !ok {
 			return nil, fmt.Errorf("its slots name backend %d, which is not here", id)
+		}
+		if backend.Address.Is4() != s.VIP.Is4() {
+			return nil, fmt.Errorf("VIP %s: backend %d has an address of the other family, %s", s.VIP, id, backend.Address)
 		}
 		named = append(named, id)
 	}
@@ -268,15 +267,11 @@ func (b *Builder) record(s wire.Service, slots wire.Slots) bpf.Svc {
 	return r
 }
 
-func tuple(s wire.Service) bpf.Vip4Key {
-	return bpf.Vip4Key{Ip: bpf.BE32(s.VIP), Port: bpf.BE16(s.Port), Proto: s.Protocol}
-}
-
 // Services lists the services that a host can forward: their unit holds an
-// entry in vip4.
+// entry in vip4 or vip6.
 func Services(have *maps.Image) map[uint32]bool {
 	out := map[uint32]bool{}
-	for e := range have.Entries(maps.VIP4) {
+	for e := range have.Served() {
 		value, ok := have.Get(maps.ID{Map: maps.Svc, Key: e.Value})
 		if ok {
 			out[maps.As[bpf.Svc](value).Id] = true

@@ -73,7 +73,7 @@ func (n *numbers) load() {
 		return
 	}
 	n.services = map[uint32]uint32{}
-	for e := range n.have.Entries(maps.VIP4) {
+	for e := range n.have.Served() {
 		if value, ok := n.have.Get(maps.ID{Map: maps.Svc, Key: e.Value}); ok {
 			n.services[maps.As[bpf.Svc](value).Id] = maps.As[uint32](e.Value)
 		}
