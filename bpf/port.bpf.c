@@ -140,7 +140,7 @@ int svc_in(struct __sk_buff *skb)
 		return drop(&w->f, REASON_FRAGMENT);
 	if (w->f.ip.family == 4 && ip16_v4(&w->f.ip.src) == bpf_htonl(METADATA_ADDRESS))
 		return from_metadata(skb, w);
-	if (w->f.ip.family != 4 || ip16_v4(&w->f.ip.src) != c->probe)
+	if (!is_prober(&w->f.ip, &w->f.ip.src, c))
 		return drop(&w->f, REASON_BAD_SOURCE);
 	pc = port_at(&w->f.ip.dst, &port);
 	if (!pc)

@@ -72,11 +72,9 @@ static __always_inline int unserved(struct xdp_md *ctx, const struct trip *t, en
 /* A made-up packet of the self-test? */
 static __always_inline bool is_probe(const struct packet *pkt)
 {
-	const struct ip16 *ip = &pkt->saddr;
-
-	if (!probe_source || word_of(ip, 3) != probe_source)
+	if (!probe_source || word_of(&pkt->saddr, 3) != probe_source)
 		return false;
-	return pkt->family == 4 || (word_of(ip, 0) == bpf_htonl(0xfe800000) && !word_of(ip, 1) && !word_of(ip, 2));
+	return pkt->family == 4 || is_twin(&pkt->saddr, probe_source);
 }
 
 /* A packet whose destination may be a VIP. */

@@ -2,7 +2,7 @@
 
 package cloud
 
-// AddressFamily is that of an elastic IP.
+// AddressFamily is that of an elastic IP, or of a load balancer.
 type AddressFamily string
 
 const (

@@ -54,6 +54,9 @@ type InstancePool struct {
 	CreatedAt          time.Time          `json:"created-at,omitzero"`
 }
 
+// HasIPv6 reports whether instances that are made for the pool have IPv6.
+func (p *InstancePool) HasIPv6() bool { return p.PublicIPAssignment == PublicIPDual || p.IPv6Enabled }
+
 // Validate checks the pool as a whole, after a change.
 func (p *InstancePool) Validate() []FieldError {
 	faults := validUserData(p.UserData)

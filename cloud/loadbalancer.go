@@ -24,14 +24,15 @@ const (
 
 // LoadBalancer is one address whose services spread flows over instance pools.
 type LoadBalancer struct {
-	ID          ID                    `json:"id" table:"true"`
-	Name        string                `json:"name" table:"true"`
-	Description string                `json:"description,omitempty"`
-	IP          netip.Addr            `json:"ip,omitzero" table:"true"`
-	State       LoadBalancerState     `json:"state" enum:"creating,running,deleting,migrating,migrated,error" table:"true"`
-	CreatedAt   time.Time             `json:"created-at"`
-	Labels      Labels                `json:"labels,omitempty"`
-	Services    []LoadBalancerService `json:"services"`
+	ID            ID                    `json:"id" table:"true"`
+	Name          string                `json:"name" table:"true"`
+	Description   string                `json:"description,omitempty"`
+	AddressFamily AddressFamily         `json:"addressfamily" enum:"inet4,inet6"`
+	IP            netip.Addr            `json:"ip,omitzero" table:"true"`
+	State         LoadBalancerState     `json:"state" enum:"creating,running,deleting,migrating,migrated,error" table:"true"`
+	CreatedAt     time.Time             `json:"created-at"`
+	Labels        Labels                `json:"labels,omitempty"`
+	Services      []LoadBalancerService `json:"services"`
 }
 
 // Service returns the service with this id, nil when there is none.
@@ -51,9 +52,10 @@ type LoadBalancerList struct {
 
 // CreateLoadBalancerRequest asks for a load balancer without services.
 type CreateLoadBalancerRequest struct {
-	Name        string `json:"name" minLength:"1" maxLength:"255" doc:"name of the load balancer"`
-	Description string `json:"description,omitempty" maxLength:"255" doc:"description of the load balancer"`
-	Labels      Labels `json:"labels,omitempty" doc:"labels"`
+	Name          string        `json:"name" minLength:"1" maxLength:"255" doc:"name of the load balancer"`
+	Description   string        `json:"description,omitempty" maxLength:"255" doc:"description of the load balancer"`
+	AddressFamily AddressFamily `json:"addressfamily,omitempty" enum:"inet4,inet6" doc:"address family (inet4 when absent)"`
+	Labels        Labels        `json:"labels,omitempty" doc:"labels"`
 }
 
 // UpdateLoadBalancerRequest changes what it names.

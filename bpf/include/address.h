@@ -26,6 +26,13 @@ static __always_inline bool is_unspecified(const struct ip16 *ip)
 	return !word_of(ip, 0) && !word_of(ip, 1) && !word_of(ip, 2) && !word_of(ip, 3);
 }
 
+/* One of the host's own services has, beside its address of IPv4, fe80:: with the
+ * same last four bytes. */
+static __always_inline bool is_twin(const struct ip16 *ip, __be32 v4)
+{
+	return word_of(ip, 3) == v4 && !word_of(ip, 2) && !word_of(ip, 1) && word_of(ip, 0) == bpf_htonl(0xfe800000);
+}
+
 /* fe80::/10 */
 static __always_inline bool is_link_local(const struct ip16 *ip)
 {

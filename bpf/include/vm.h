@@ -27,9 +27,15 @@ static __noinline bool owns(__u32 port, const struct ip16 *ip)
 	return is;
 }
 
+/* Is one of a packet's addresses that from which health checks come? */
+static __always_inline bool is_prober(const struct inet *p, const struct ip16 *ip, const struct cfg *c)
+{
+	return p->family == 4 ? ip16_v4(ip) == c->probe : is_twin(ip, c->probe);
+}
+
 static __always_inline bool is_door(const struct frame *f, const struct cfg *c)
 {
-	return f->ip.family == 4 && ip16_v4(&f->ip.dst) == c->probe;
+	return is_prober(&f->ip, &f->ip.dst, c);
 }
 
 #define METADATA_ADDRESS 0xa9fea9fe /* 169.254.169.254 */

@@ -63,6 +63,7 @@ func initialise(f *zone.Folder) *cobra.Command {
 		{store.AddressInstance, "instance-pool", "prefix for instances' public addresses"},
 		{store.AddressInstance6, "instance-pool6", "IPv6 prefix for instances' public addresses"},
 		{store.AddressVIP, "vip-pool", "prefix for load balancers' addresses"},
+		{store.AddressVIP6, "vip6-pool", "IPv6 prefix for load balancers' addresses"},
 		{store.AddressElastic, "elastic-pool", "prefix for elastic IPs"},
 		{store.AddressElastic6, "elastic6-pool", "IPv6 prefix for elastic IPs, each of which is a /96 of it"},
 	} {

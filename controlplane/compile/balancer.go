@@ -143,7 +143,7 @@ func (c *Compiler) service(id cloud.ID) ([]Placed, error) {
 	}
 	var backends []live
 	for _, b := range d.Backends {
-		if i, ok := c.placed(b.Instance); ok && replica.Public(i.Body) {
+		if i, ok := c.placed(b.Instance); ok && replica.Public(i.Body) && d.AddressAt(i.Body).IsValid() {
 			backends = append(backends, live{b, i})
 			holders = append(holders, i.Body.HostNumber)
 		}
@@ -165,12 +165,12 @@ func (c *Compiler) service(id cloud.ID) ([]Placed, error) {
 		}
 		items = append(items, Placed{Hosts: holders, Generation: b.Generation, Item: wire.Backend{
 			ID: b.Number, Service: d.Number, Host: b.at.Body.HostNumber, Port: b.at.Body.Port, MAC: mac,
-			Address: b.at.Body.Address, TargetPort: d.TargetPort,
+			Address: d.AddressAt(b.at.Body), TargetPort: d.TargetPort,
 			Draining: b.State == store.BackendDraining, Unhealthy: b.Verdict == store.VerdictFailure,
 		}})
 		items = append(items, Placed{
 			Hosts: []uint32{b.at.Body.HostNumber}, Generation: b.Generation,
-			Item: checkOf(d, b.BackendDoc, b.at.Body.Address),
+			Item: checkOf(d, b.BackendDoc, d.AddressAt(b.at.Body)),
 		})
 	}
 	return items, nil

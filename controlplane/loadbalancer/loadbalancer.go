@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"time"
 
 	"cairn/cloud"
@@ -88,6 +89,7 @@ func servicesOf(tx *store.Tx, org, id cloud.ID) ([]service, error) {
 // shown is a load balancer as a customer sees it.
 func shown(d balancer, services []service) cloud.LoadBalancer {
 	l := d.Body.LoadBalancer
+	l.AddressFamily = family(d.Body.VIP)
 	l.IP, l.Services = d.Body.VIP, []cloud.LoadBalancerService{}
 	for _, s := range services {
 		if s.Body.LoadBalancer == d.ID {
@@ -135,14 +137,26 @@ func (b *Balancers) create(ctx context.Context, c api.Call) (any, error) {
 			ID: d.ID, Name: r.Name, Description: r.Description, Labels: r.Labels,
 			State: cloud.LoadBalancerState(balancerMachine.Initial), CreatedAt: tx.Now().UTC().Truncate(time.Second),
 		}
-		vip, err := tx.AllocateAddress(store.AddressVIP, string(d.ID))
+		kind := store.AddressVIP
+		if r.AddressFamily == cloud.Inet6 {
+			kind = store.AddressVIP6
+		}
+		vip, err := tx.AllocateAddress(kind, string(d.ID))
 		if err != nil {
 			return operation.Plan{}, err
 		}
-		d.Body.VIP, d.Body.IP = vip, vip
+		d.Body.VIP, d.Body.IP, d.Body.AddressFamily = vip, vip, family(vip)
 		// Without a service it is nothing to any agent.
 		return operation.Plan{Subject: d.Ref(), Generation: d.Generation, Done: true}, put(tx, op, d)
 	})
+}
+
+// family of a VIP, and of the clients and backends of all its services.
+func family(vip netip.Addr) cloud.AddressFamily {
+	if vip.Is6() {
+		return cloud.Inet6
+	}
+	return cloud.Inet4
 }
 
 // put stores a load balancer; a name that is taken is refused.
@@ -259,5 +273,9 @@ func forgetBalancer(tx *store.Tx, op cloud.ID, d balancer) error {
 			return err
 		}
 	}
-	return errors.Join(tx.Delete(op, d.Ref()), tx.FreeAddress(store.AddressVIP, string(d.ID)))
+	kind := store.AddressVIP
+	if family(d.Body.VIP) == cloud.Inet6 {
+		kind = store.AddressVIP6
+	}
+	return errors.Join(tx.Delete(op, d.Ref()), tx.FreeAddress(kind, string(d.ID)))
 }

@@ -141,12 +141,13 @@ func (b *Balancers) follow(tx *store.Tx, op cloud.ID, s service) error {
 	if err != nil {
 		return err
 	}
+	members = slices.DeleteFunc(members, func(m member) bool { return !s.Body.AddressAt(m.Body).IsValid() })
 	before, most := s.Body.Backends, max(len(s.Body.Backends), len(members))
 	var backends []store.BackendDoc
 	for _, old := range before {
 		if i := slices.IndexFunc(members, func(m member) bool { return m.ID == old.Instance }); i >= 0 {
 			body := members[i].Body
-			old.Host, old.Address, old.Down = body.HostNumber, body.Address, !runs(members[i])
+			old.Host, old.Address, old.Down = body.HostNumber, s.Body.AddressAt(body), !runs(members[i])
 			old.Leaving, old.Closed, old.Weight = body.Leaving, body.Closed, body.Labels.Weight()
 			backends = append(backends, old)
 			members = slices.Delete(members, i, i+1)
@@ -192,7 +193,7 @@ func (b *Balancers) join(tx *store.Tx, s service, members []member) ([]store.Bac
 			return nil, err
 		}
 		fresh = append(fresh, store.BackendDoc{
-			Number: number, Instance: m.ID, Host: m.Body.HostNumber, Address: m.Body.Address, Weight: m.Body.Labels.Weight(),
+			Number: number, Instance: m.ID, Host: m.Body.HostNumber, Address: s.Body.AddressAt(m.Body), Weight: m.Body.Labels.Weight(),
 			// Above what was ever said of the same number before.
 			Generation: s.Body.SlotsGeneration + 1,
 			Verdict:    store.VerdictInitial, State: store.BackendJoining, Since: tx.Now().UTC(),

@@ -120,7 +120,8 @@ func admit(tx *store.Tx, s service) error {
 	return nil
 }
 
-// usable refuses a pool that is not there, or not for long.
+// usable refuses a pool that is not there, or not for long, or whose instances have
+// no address of the VIP's family.
 func usable(tx *store.Tx, s service) error {
 	id := s.Body.InstancePool.ID
 	pool, err := store.Get[store.PoolDoc](tx, s.Org, id)
@@ -131,6 +132,8 @@ func usable(tx *store.Tx, s service) error {
 		return err
 	case pool.Body.State == cloud.PoolDestroying:
 		return cloud.Conflictf("instance-pool %s is being deleted", id)
+	case family(s.Body.VIP) == cloud.Inet6 && !pool.Body.HasIPv6():
+		return cloud.Conflictf("instance-pool %s has no IPv6, which a service of a load-balancer with addressfamily inet6 needs: set its public-ip-assignment to dual", id)
 	}
 	return nil
 }

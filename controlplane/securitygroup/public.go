@@ -22,7 +22,7 @@ const public = "public"
 var BuiltIn = cloud.SecurityGroup{
 	Name: "public-nlb-healthcheck-sources", Visibility: public,
 	Description:     "where the health checks of load balancers come from",
-	ExternalSources: []string{"169.254.169.253/32"},
+	ExternalSources: []string{"169.254.169.253/32", "fe80::a9fe:a9fd/128"},
 }
 
 // Public lists the groups that rules may name without having made them.

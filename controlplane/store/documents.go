@@ -118,6 +118,15 @@ type ServiceDoc struct {
 	SlotsGeneration uint64       `json:"slots-generation"`
 }
 
+// AddressAt is where the service's flows enter an instance: its address of the VIP's
+// family, the zero address if it has none.
+func (d ServiceDoc) AddressAt(i InstanceDoc) netip.Addr {
+	if d.VIP.Is6() {
+		return i.Address6
+	}
+	return i.Address
+}
+
 // BackendDoc is an instance behind a service.
 type BackendDoc struct {
 	Number     uint32     `json:"number"`

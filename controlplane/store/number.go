@@ -33,6 +33,7 @@ const (
 	AddressInstance  = "instance"
 	AddressInstance6 = "instance6"
 	AddressVIP       = "vip"
+	AddressVIP6      = "vip6"
 	AddressElastic   = "elastic"
 	AddressElastic6  = "elastic6" // the first address of a prefix of ElasticBits6
 )
@@ -41,7 +42,7 @@ const (
 const ElasticBits6 = 96
 
 // AddressKinds are all kinds of addresses, for whoever adds pools.
-var AddressKinds = []string{AddressInstance, AddressInstance6, AddressVIP, AddressElastic, AddressElastic6}
+var AddressKinds = []string{AddressInstance, AddressInstance6, AddressVIP, AddressVIP6, AddressElastic, AddressElastic6}
 
 // Rest is how long a freed number or address belongs to nobody: longer than
 // any flow or drain that may still carry it, so that a new owner inherits
@@ -177,7 +178,7 @@ func (tx *Tx) AddPool(kind string, prefix netip.Prefix) error {
 // fits refuses a prefix that no address of the kind can come from.
 func fits(kind string, prefix netip.Prefix) error {
 	switch kind {
-	case AddressInstance6:
+	case AddressInstance6, AddressVIP6:
 		if prefix.Addr().Is4() {
 			return errors.New("expected an IPv6 prefix")
 		}

@@ -20,8 +20,13 @@ import (
 // namespace in which it was made, so one thread there makes them all and the
 // rest is done anywhere.
 type Door struct {
-	requests chan chan<- socket
+	requests chan request
 	done     chan struct{}
+}
+
+type request struct {
+	family int
+	answer chan<- socket
 }
 
 type socket struct {
@@ -31,7 +36,7 @@ type socket struct {
 
 // OpenDoor into a named namespace.
 func OpenDoor(namespace string) (*Door, error) {
-	d := &Door{requests: make(chan chan<- socket), done: make(chan struct{})}
+	d := &Door{requests: make(chan request), done: make(chan struct{})}
 	entered := make(chan error, 1)
 	go d.serve(namespace, entered)
 	if err := <-entered; err != nil {
@@ -58,22 +63,27 @@ func (d *Door) serve(namespace string, entered chan<- error) {
 		select {
 		case <-d.done:
 			return
-		case answer := <-d.requests:
-			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-			answer <- socket{fd, err}
+		case r := <-d.requests:
+			fd, err := unix.Socket(r.family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+			r.answer <- socket{fd, err}
 		}
 	}
 }
 
-// Dial connects to an IPv4 address and port over TCP.
+// Dial connects to an address and port over TCP. What the namespace has for the
+// family is the source.
 func (d *Door) Dial(ctx context.Context, network, address string) (net.Conn, error) {
 	to, err := netip.ParseAddrPort(address)
-	if err != nil || !to.Addr().Is4() || network != "tcp" {
-		return nil, fmt.Errorf("dial %s %s: only TCP over IPv4 goes through the door", network, address)
+	if err != nil || network != "tcp" {
+		return nil, fmt.Errorf("dial %s %s: only TCP goes through the door", network, address)
+	}
+	family := unix.AF_INET
+	if to.Addr().Is6() {
+		family = unix.AF_INET6
 	}
 	answer := make(chan socket, 1)
 	select {
-	case d.requests <- answer:
+	case d.requests <- request{family, answer}:
 	case <-d.done:
 		return nil, net.ErrClosed
 	case <-ctx.Done():
@@ -93,7 +103,11 @@ func (d *Door) Dial(ctx context.Context, network, address string) (net.Conn, err
 
 // connect waits for the answer of the other side, or for ctx.
 func connect(ctx context.Context, file *os.File, fd int, to netip.AddrPort) error {
-	err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()})
+	var peer unix.Sockaddr = &unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()}
+	if to.Addr().Is4() {
+		peer = &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
+	}
+	err := unix.Connect(fd, peer)
 	if err == nil {
 		return nil
 	}

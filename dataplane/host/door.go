@@ -13,6 +13,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // The door: a veth pair by which the host's own services reach ports. Its far
@@ -50,12 +51,12 @@ func openDoor(namespace string) (door, error) {
 	if err != nil {
 		return door{}, err
 	}
+	if err := quiet(ns, near.Attrs().Name); err != nil {
+		return door{}, err
+	}
 	farLink, err := setUpFar(far, near)
 	if err != nil {
 		return door{}, fmt.Errorf("set up %s: %w", doorFarName, err)
-	}
-	if err := quiet(ns, near.Attrs().Name); err != nil {
-		return door{}, err
 	}
 	if err := netlink.LinkSetUp(near); err != nil {
 		return door{}, fmt.Errorf("set up %s: %w", doorName, err)
@@ -118,11 +119,22 @@ func setUpFar(far *netlink.Handle, near netlink.Link) (netlink.Link, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, a := range []netip.Addr{ProbeAddr, MetadataAddr} {
-		own := &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(32, 32)}}
-		if err := far.AddrReplace(l, own); err != nil {
+	own := []netip.Addr{ProbeAddr, MetadataAddr}
+	if speaksIPv6() {
+		own = append(own, ProbeAddr6)
+	}
+	for _, a := range own {
+		ip := &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}}
+		if a.Is6() {
+			ip.Flags = unix.IFA_F_NODAD
+		}
+		if err := far.AddrReplace(l, ip); err != nil {
 			return nil, fmt.Errorf("give it %s: %w", a, err)
 		}
+	}
+	// It asks nobody for a MAC, and joins no group of IPv6's.
+	if err := far.LinkSetARPOff(l); err != nil {
+		return nil, err
 	}
 	if err := far.LinkSetUp(l); err != nil {
 		return nil, err
@@ -146,10 +158,26 @@ func setUpFar(far *netlink.Handle, near netlink.Link) (netlink.Link, error) {
 	if err := far.RouteReplace(route); err != nil {
 		return nil, fmt.Errorf("set its route: %w", err)
 	}
+	if !speaksIPv6() {
+		return l, nil
+	}
+	route = &netlink.Route{
+		LinkIndex: l.Attrs().Index, Dst: &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}, Src: ProbeAddr6.AsSlice(),
+	}
+	if err := far.RouteReplace(route); err != nil {
+		return nil, fmt.Errorf("set its route of IPv6: %w", err)
+	}
 	return l, nil
 }
 
-// quiet keeps both ends from speaking IPv6 by themselves.
+// speaksIPv6 tells whether the kernel does.
+func speaksIPv6() bool {
+	_, err := os.Stat("/proc/sys/net/ipv6")
+	return err == nil
+}
+
+// quiet keeps both ends from speaking IPv6 by themselves: the near one has none,
+// the far one makes no address of its own and listens to no router.
 func quiet(ns netns.NsHandle, near string) error {
 	if err := disableIPv6(near); err != nil {
 		return err
@@ -162,7 +190,8 @@ func quiet(ns netns.NsHandle, near string) error {
 			done <- fmt.Errorf("enter the door's namespace: %w", err)
 			return
 		}
-		done <- disableIPv6(doorFarName)
+		done <- errors.Join(tune6(doorFarName, "addr_gen_mode", "1"), tune6(doorFarName, "accept_ra", "0"),
+			tune6(doorFarName, "disable_ipv6", "0"))
 	}()
 	return <-done
 }
@@ -170,8 +199,12 @@ func quiet(ns netns.NsHandle, near string) error {
 // disableIPv6 stops the host's own IPv6 (neighbour discovery, MLD) on a device;
 // a kernel without IPv6 has nothing to stop.
 func disableIPv6(dev string) error {
-	path := filepath.Join("/proc/sys/net/ipv6/conf", dev, "disable_ipv6")
-	err := os.WriteFile(path, []byte("1\n"), 0o644)
+	return tune6(dev, "disable_ipv6", "1")
+}
+
+func tune6(dev, what, value string) error {
+	path := filepath.Join("/proc/sys/net/ipv6/conf", dev, what)
+	err := os.WriteFile(path, []byte(value+"\n"), 0o644)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("keep %s from speaking IPv6: %w", dev, err)
 	}

@@ -42,6 +42,8 @@ type Config struct {
 var (
 	// ProbeAddr is the source of health checks: the door's own address.
 	ProbeAddr = netip.MustParseAddr("169.254.169.253")
+	// ProbeAddr6 is the same to instances' addresses of IPv6: fe80:: with its last four bytes.
+	ProbeAddr6 = netip.MustParseAddr("fe80::a9fe:a9fd")
 	// MetadataAddr is where instances ask who they are: the door's other address.
 	MetadataAddr = netip.MustParseAddr("169.254.169.254")
 	// Identities are what instances' addresses are translated to on their way to

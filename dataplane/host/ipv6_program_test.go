@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"cairn/bpf"
+	"cairn/dataplane/host"
 )
 
 const (
@@ -75,4 +76,5 @@ func TestConnectionOverIPv6(t *testing.T) {
 	if _, err := b.dial("cbpf-rtr", "tcp", "["+vmAddr6+"]:8081"); err == nil || reasons(t, h)[bpf.ReasonPolicyIn] == denied {
 		t.Errorf("a port without a rule: %v", err)
 	}
+	b.healthCheck(h, clients, "["+vmAddr6+"]:8080", host.ProbeAddr6)
 }

@@ -213,7 +213,7 @@ func TestConnectionLimitIsInTheRecord(t *testing.T) {
 		if failed := program(t, have, Capacities{1024, 8, 8}, items...); len(failed) > 0 {
 			t.Fatal(failed)
 		}
-		index, _ := have.Get(maps.ID{Map: maps.VIP4, Key: maps.Bytes(tuple(s))})
+		index, _ := have.Get(maps.ServiceID(netip.AddrPortFrom(s.VIP, s.Port), s.Protocol))
 		record, _ := have.Get(maps.ID{Map: maps.Svc, Key: index})
 		if r := maps.As[bpf.Svc](record); r.Limit != limit || r.SlotBase != 0 {
 			t.Errorf("limit %d: %+v", limit, r)
