@@ -34,6 +34,14 @@ static __noinline int trace_choice(const struct trip *t, __u32 service)
 	return 0;
 }
 
+static __always_inline void count_choice(struct trip *t)
+{
+	__u32 id = t->svc->id;
+
+	count_stat(bpf_map_lookup_elem(&svc_stat, &id), &t->pkt);
+	count_stat(stat_of_backend(t->backend), &t->pkt);
+}
+
 /* Choose among a service's backends. */
 static __always_inline enum reason choose(struct xdp_md *ctx, struct trip *t)
 {
@@ -50,10 +58,8 @@ static __always_inline enum reason choose(struct xdp_md *ctx, struct trip *t)
 		trace_choice(t, id);
 	if (!t->backend)
 		return REASON_NO_BACKEND;
-	if (t->probe || t->error)
-		return REASON_NONE;
-	count_stat(bpf_map_lookup_elem(&svc_stat, &id), &t->pkt);
-	count_stat(stat_of_backend(t->backend), &t->pkt);
+	if (!t->probe && !t->error)
+		count_choice(t);
 	return REASON_NONE;
 }
 
@@ -77,19 +83,42 @@ static __always_inline bool is_probe(const struct packet *pkt)
 	return pkt->family == 4 || is_twin(&pkt->saddr, probe_source);
 }
 
+/* A later fragment has its choice behind it. */
+static __always_inline enum reason follow(struct trip *t)
+{
+	enum reason reason = follow_piece(t);
+
+	if (!reason)
+		count_choice(t);
+	return reason;
+}
+
+static __always_inline enum reason choose_for(struct xdp_md *ctx, struct trip *t)
+{
+	enum reason reason;
+
+	if (t->piece.kind == FRAGMENT_LATER)
+		return follow(t);
+	reason = find_service(ctx, t);
+	if (reason)
+		return reason;
+	if (is_bad_client(&t->pkt) && !t->probe)
+		return REASON_BAD_SOURCE;
+	return choose(ctx, t);
+}
+
 /* A packet whose destination may be a VIP. */
 static __always_inline int from_client(struct xdp_md *ctx, const struct cfg *c, struct trip *t, enum reason reason)
 {
 	t->probe = is_probe(&t->pkt) && ctx->ingress_ifindex != c->uplink;
+	if (reason == REASON_FRAGMENT && is_vip(&t->pkt))
+		reason = take_piece(ctx, c, t, false);
+	if (reason == REASON_TO_OWNER)
+		return end_trip(t, XDP_TX, reason);
 	if (!reason)
-		reason = find_service(ctx, t);
+		reason = choose_for(ctx, t);
 	if (reason)
 		return unserved(ctx, t, reason);
-	if (is_bad_client(&t->pkt) && !t->probe)
-		return leave(XDP_DROP, REASON_BAD_SOURCE);
-	reason = choose(ctx, t);
-	if (reason)
-		return end_trip(t, XDP_DROP, reason);
 	return travel(ctx, c, t);
 }
 

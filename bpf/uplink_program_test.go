@@ -240,8 +240,8 @@ func TestUplinkDrops(t *testing.T) {
 	}{
 		"unserved port":      {in: fromRouter(packet.TCP(client, "203.0.113.1:81").SYN()).Bytes(), want: bpf.ReasonNoService},
 		"other protocol":     {in: fromRouter(packet.TCP(client, vip).Proto(47)).Bytes(), want: bpf.ReasonProtocol},
-		"fragment":           {in: fromRouter(packet.UDP(client, vip).Fragment(true, 0)).Bytes(), want: bpf.ReasonFragment},
-		"later fragment":     {in: fromRouter(packet.UDP(client, vip).Fragment(false, 4)).Bytes(), want: bpf.ReasonFragment},
+		"fragment of a ping": {in: fromRouter(packet.Ping("192.0.2.9", vipAddr, 1).Fragment(true, 0)).Bytes(), want: bpf.ReasonFragment},
+		"later fragment":     {in: fromRouter(packet.UDP(client, vip).Fragment(false, 4)).Bytes(), want: bpf.ReasonFragmentEarly},
 		"icmp error":         {in: fromRouter(packet.Ping("192.0.2.9", "203.0.113.1", 1).ICMP(3, 1)).Bytes(), want: bpf.ReasonVIPICMP},
 		"short":              {in: in[:40], want: bpf.ReasonMalformed},
 		"link-local source":  {in: fromRouter(packet.TCP("169.254.1.1:1", vip).SYN()).Bytes(), want: bpf.ReasonBadSource},
@@ -275,9 +275,9 @@ func TestUplinkDrops(t *testing.T) {
 		"tunnelled link-local source": {
 			in:   tunnelFrom(mac5, packet.Tag{}).Wrap(packet.TCP(probe+":1", vip).SYN()),
 			want: bpf.ReasonBadSource},
-		"tunnelled fragment": {
-			in:   tunnelFrom(mac5, packet.Tag{}).Wrap(packet.UDP(client, vip).Fragment(true, 0)),
-			want: bpf.ReasonFragment},
+		"tunnelled later fragment": {
+			in:   tunnelFrom(mac5, packet.Tag{}).Wrap(packet.UDP(client, vip).Fragment(false, 4)),
+			want: bpf.ReasonFragmentEarly},
 		"cut tunnel packet": {
 			in:   tunnelFrom(mac5, packet.Tag{}).Wrap(packet.TCP(client, vip).SYN())[:60],
 			want: bpf.ReasonMalformed},

@@ -58,17 +58,17 @@ static __always_inline __u16 next_mtu(struct cursor c)
 }
 
 /*
- * Have the trip of an ICMP error go where its flow's packets go: from here on
- * t->pkt is one that the client has sent, but for the size and the hops left. A
- * reason leaves it as it was.
+ * Make of an ICMP error's packet one that the client of its flow has sent, but for
+ * the size and the hops left. A reason leaves it as it was. Global, as track is.
  */
-static __noinline enum reason follow_quote(struct xdp_md *ctx, struct trip *t)
+__noinline enum reason read_quote(struct xdp_md *ctx, struct packet *pkt)
 {
 	struct cursor c = xdp_cursor(ctx);
-	struct packet *pkt = &t->pkt;
 	struct quoted_l4 *l4;
 	struct iphdr *q;
 
+	if (!pkt)
+		return REASON_MALFORMED;
 	l4 = take_quote(&c, &q);
 	if (!l4 || q->saddr != ip16_v4(&pkt->daddr) || (q->protocol != IPPROTO_TCP && q->protocol != IPPROTO_UDP))
 		return REASON_NO_SERVICE;
@@ -78,6 +78,14 @@ static __noinline enum reason follow_quote(struct xdp_md *ctx, struct trip *t)
 	pkt->sport = l4->dport;
 	pkt->dport = l4->sport;
 	pkt->proto = q->protocol;
-	t->error = true;
 	return REASON_NONE;
+}
+
+/* Have the trip of an ICMP error go where its flow's packets go. */
+static __always_inline enum reason follow_quote(struct xdp_md *ctx, struct trip *t)
+{
+	enum reason reason = read_quote(ctx, &t->pkt);
+
+	t->error = !reason;
+	return reason;
 }

@@ -7,6 +7,7 @@
 #include "hairpin.h"
 #include "limit.h"
 #include "options.h"
+#include "piece.h"
 #include "reach.h"
 #include "refuse.h"
 #include "tell.h"
@@ -60,20 +61,26 @@ static __always_inline __u32 next_owner(struct xdp_md *ctx, const struct trip *t
 /* Off to another host. */
 static __always_inline int send(struct xdp_md *ctx, const struct cfg *c, struct trip *t)
 {
-	__u32 index = t->to->nexthop;
-	struct nexthop *hop = bpf_map_lookup_elem(&nexthops, &index);
-	struct nexthop nexthop = {};
+	struct nexthop nexthop = nexthop_of(t->to->nexthop);
+	struct outside o = {
+		.endpoint = t->to->endpoint,
+		.hash = t->hash,
+		.generation = t->svc->generation,
+		.other = t->other,
+		.hop = t->hop,
+	};
 	enum reason reason;
 
-	if (hop)
-		*(__u64 *)&nexthop = READ_ONCE(*(__u64 *)hop);
 	if (!(nexthop.flags & NEXTHOP_VALID))
 		return end_trip(t, XDP_DROP, REASON_NO_NEXTHOP);
 	if (t->svc->mtu && t->pkt.length > t->svc->mtu)
 		return tell_client(ctx, c, t, t->svc->mtu);
 	if (t->pkt.ttl <= 1)
 		return tell_client(ctx, c, t, 0);
-	reason = encapsulate(ctx, c, t, &nexthop);
+	if (t->piece.kind == FRAGMENT_FIRST)
+		remember_piece(t);
+	__builtin_memcpy(o.mac, t->to->mac, sizeof(o.mac));
+	reason = encapsulate(ctx, c, &t->pkt, &nexthop, &o);
 	if (reason)
 		return end_trip(t, XDP_DROP, reason);
 	return end_trip(t, XDP_TX, t->hop ? REASON_FORWARDED : REASON_SENT);
@@ -89,7 +96,7 @@ enum fate {
 /* What a host does with a packet for a backend of its own. */
 static __always_inline enum fate weigh(const struct trip *t, bool known, __u32 next)
 {
-	if (known)
+	if (known || t->piece.kind == FRAGMENT_LATER)
 		return FATE_DELIVER;
 	if (t->error)
 		return next && t->hop == 0 ? FATE_HAND_ON : FATE_DROP;
@@ -190,6 +197,8 @@ static __always_inline enum reason rewrite_destination(struct cursor c, const st
 
 	if (!take(&ip, sizeof(struct ethhdr)) || !write_destination(ip, t))
 		return REASON_MALFORMED;
+	if (t->piece.kind == FRAGMENT_LATER)
+		return REASON_NONE;
 	if (t->pkt.proto == IPPROTO_TCP) {
 		struct tcphdr *tcp = take_at_l4(&c, &t->pkt, sizeof(*tcp));
 
@@ -233,6 +242,8 @@ static __always_inline int deliver(struct xdp_md *ctx, const struct cfg *c, stru
 	note->svc = t->svc_index;
 	note->backend = t->at->backend;
 	note->hash = t->hash;
+	if (t->piece.kind == FRAGMENT_FIRST)
+		remember_piece(t);
 	return end_trip(t, XDP_PASS, REASON_DELIVERED);
 }
 
@@ -334,6 +345,9 @@ static __always_inline enum reason find_service(struct xdp_md *ctx, struct trip 
 	return follow_quote(ctx, t) ?: service_of(&t->pkt, &t->svc, &t->svc_index);
 }
 
+/* What this node chooses for a packet, or part of one, of a client (uplink.bpf.c). */
+static enum reason choose_for(struct xdp_md *ctx, struct trip *t);
+
 /* The stripped packet's service, and the backend at t->port. */
 static __always_inline enum reason arrive(struct xdp_md *ctx, struct trip *t)
 {
@@ -354,6 +368,27 @@ static __always_inline enum reason arrive(struct xdp_md *ctx, struct trip *t)
 	return REASON_NONE;
 }
 
+/* The same of what the packet turned out to be: whole, or in fragments. */
+static __always_inline enum reason arrive_as(struct xdp_md *ctx, struct trip *t, enum reason reason)
+{
+	if (reason == REASON_FRAGMENT)
+		reason = read_piece(ctx, &t->pkt, &t->piece);
+	if (reason)
+		return reason;
+	return t->piece.kind == FRAGMENT_LATER ? follow_piece(t) : arrive(ctx, t);
+}
+
+/* A fragment that another LB node handed over. */
+static __always_inline enum reason arrive_handed(struct xdp_md *ctx, const struct cfg *c, struct trip *t,
+						 enum reason reason)
+{
+	if (reason != REASON_FRAGMENT)
+		return reason ?: REASON_MALFORMED;
+	t->hop = 0;
+	t->other = 0;
+	return take_piece(ctx, c, t, true) ?: choose_for(ctx, t);
+}
+
 /*
  * A packet to the own endpoint; the cursor stands behind the outer UDP header.
  * A known sender is a filter, not authentication: the edge keeps strangers out
@@ -369,6 +404,7 @@ static __always_inline int from_tunnel(struct xdp_md *ctx, const struct cfg *c, 
 	struct station *station;
 	struct vtep *vtep;
 	__be16 type;
+	bool handed;
 
 	vtep = bpf_map_lookup_elem(&vteps, &sender);
 	if (!vtep)
@@ -388,12 +424,16 @@ static __always_inline int from_tunnel(struct xdp_md *ctx, const struct cfg *c, 
 		return leave(XDP_DROP, REASON_MALFORMED);
 	__builtin_memcpy(key.mac, inner->h_dest, sizeof(key.mac));
 	station = bpf_map_lookup_elem(&fdb, &key);
-	if (!station)
+	handed = !station && is_owner_mac(key.mac);
+	if (!station && !handed)
 		return leave(XDP_DROP, REASON_NO_LOCAL);
-	t->port = station->port;
+	if (station)
+		t->port = station->port;
 	reason = strip(ctx, t, type);
-	if (!reason)
-		reason = arrive(ctx, t);
+	if (handed)
+		reason = arrive_handed(ctx, c, t, reason);
+	else
+		reason = arrive_as(ctx, t, reason);
 	if (reason)
 		return leave(XDP_DROP, reason);
 	return travel(ctx, c, t);

@@ -28,6 +28,12 @@ struct vxlanhdr {
 #define TUNNEL_OVERHEAD                                                                                                \
 	((int)(sizeof(struct ethhdr) + sizeof(struct iphdr) + sizeof(struct udphdr) + sizeof(struct vxlanhdr)))
 
+/* A fragment of a datagram for a VIP (piece.h). */
+struct piece {
+	__u32 id;
+	__u32 kind; /* enum fragment (inet.h) */
+};
+
 struct trip {
 	struct packet pkt;
 	struct svc *svc;
@@ -38,9 +44,9 @@ struct trip {
 	__u32 backend; /* that it is meant for */
 	__u32 other;   /* owner of the slot that the encapsulation names */
 	__u32 port;
+	struct piece piece;
 	__u8 hop;   /* how often it was handed on */
 	bool probe; /* the self-test's own packet */
-	__u8 piece; /* enum fragment (inet.h) */
 	bool error; /* an ICMP error about the flow that pkt is of (about.h) */
 };
 
@@ -73,27 +79,37 @@ static __always_inline enum reason read_tag(const __u8 *mac, struct trip *t)
 
 /* On the way */
 
-static __always_inline void write_outer_ip(struct iphdr *ip, const struct cfg *c, const struct trip *t)
+/* What is written around a packet, but for the next hop. */
+struct outside {
+	__be32 endpoint;
+	__u32 hash;
+	__u32 generation;
+	__u32 other;
+	__u8 hop;
+	__u8 mac[ETH_ALEN]; /* of the station behind the endpoint */
+};
+
+static __always_inline void write_outer_ip(struct iphdr *ip, const struct cfg *c, const struct packet *pkt, __be32 to)
 {
 	__builtin_memset(ip, 0, sizeof(*ip));
 	ip->version = 4;
 	ip->ihl = sizeof(*ip) / 4;
-	ip->tot_len = bpf_htons(t->pkt.length + TUNNEL_OVERHEAD);
+	ip->tot_len = bpf_htons(pkt->length + TUNNEL_OVERHEAD);
 	ip->frag_off = bpf_htons(0x4000); /* DF */
 	ip->ttl = OUTER_TTL;
 	ip->protocol = IPPROTO_UDP;
 	ip->saddr = c->endpoint;
-	ip->daddr = t->to->endpoint;
+	ip->daddr = to;
 	ip->check = ip_csum(ip);
 }
 
 /* RFC 7348: the source port is from the dynamic range, by flow. The hash's
  * upper bits, because the lower ones chose the slot. */
-static __always_inline void write_outer_udp(struct udphdr *udp, const struct trip *t)
+static __always_inline void write_outer_udp(struct udphdr *udp, const struct packet *pkt, __u32 hash)
 {
-	udp->source = bpf_htons(49152 + (t->hash >> 18));
+	udp->source = bpf_htons(49152 + (hash >> 18));
 	udp->dest = bpf_htons(VXLAN_PORT);
-	udp->len = bpf_htons(t->pkt.length + TUNNEL_OVERHEAD - sizeof(struct iphdr));
+	udp->len = bpf_htons(pkt->length + TUNNEL_OVERHEAD - sizeof(struct iphdr));
 	udp->check = 0;
 }
 
@@ -115,10 +131,21 @@ static __always_inline bool hop_on(struct cursor c, const struct packet *pkt)
 	}
 }
 
-/* Put the tunnel's headers in front; the old Ethernet header becomes the inner
- * one. */
-static __always_inline enum reason encapsulate(struct xdp_md *ctx, const struct cfg *c, const struct trip *t,
-					       const struct nexthop *nexthop)
+/* A next hop in one load. */
+static __always_inline struct nexthop nexthop_of(__u32 index)
+{
+	struct nexthop *hop = bpf_map_lookup_elem(&nexthops, &index);
+	struct nexthop nexthop = {};
+
+	if (hop)
+		*(__u64 *)&nexthop = READ_ONCE(*(__u64 *)hop);
+	return nexthop;
+}
+
+/* Put the tunnel's headers in front, to a station at an endpoint; the old Ethernet
+ * header becomes the inner one. */
+static __always_inline enum reason encapsulate(struct xdp_md *ctx, const struct cfg *c, const struct packet *pkt,
+					       const struct nexthop *nexthop, const struct outside *o)
 {
 	struct ethhdr *eth, *inner;
 	struct vxlanhdr *vxlan;
@@ -134,15 +161,15 @@ static __always_inline enum reason encapsulate(struct xdp_md *ctx, const struct 
 	udp = take(&cur, sizeof(*udp));
 	vxlan = take(&cur, sizeof(*vxlan));
 	inner = take(&cur, sizeof(*inner));
-	if (!eth || !ip || !udp || !vxlan || !inner || !hop_on(cur, &t->pkt))
+	if (!eth || !ip || !udp || !vxlan || !inner || !hop_on(cur, pkt))
 		return REASON_MALFORMED;
-	__builtin_memcpy(inner->h_dest, t->to->mac, ETH_ALEN);
-	write_tag(inner->h_source, t->svc->generation, t->hop, t->other);
+	__builtin_memcpy(inner->h_dest, o->mac, ETH_ALEN);
+	write_tag(inner->h_source, o->generation, o->hop, o->other);
 	__builtin_memset(vxlan, 0, sizeof(*vxlan));
 	vxlan->flags = VXLAN_VNI_VALID;
 	vxlan->vni = bpf_htonl(c->lb_vni << 8);
-	write_outer_udp(udp, t);
-	write_outer_ip(ip, c, t);
+	write_outer_udp(udp, pkt, o->hash);
+	write_outer_ip(ip, c, pkt, o->endpoint);
 	__builtin_memcpy(eth->h_dest, nexthop->mac, ETH_ALEN);
 	__builtin_memcpy(eth->h_source, c->uplink_mac, ETH_ALEN);
 	eth->h_proto = bpf_htons(ETH_P_IP);

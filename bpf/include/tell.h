@@ -28,10 +28,11 @@ static __noinline struct vip_pace *pace_of_vip(const struct ip16 *vip)
 	return bpf_map_lookup_elem(&vip_pace, vip);
 }
 
-/* May this VIP's clients be told of one more? */
-static __noinline bool may_tell_client(const struct ip16 *vip)
+/* May this VIP's clients be told of one more? Global, as track is; so are all here
+ * that need no pointer out of a trip. */
+__noinline bool may_tell_client(const struct ip16 *vip)
 {
-	struct vip_pace *p = pace_of_vip(vip);
+	struct vip_pace *p = vip ? pace_of_vip(vip) : NULL;
 
 	return p ? keeps_pace(&p->told, TOLD_PER_SECOND) : trace;
 }
@@ -161,19 +162,28 @@ static __always_inline enum reason tell6(struct xdp_md *ctx, const struct cfg *c
 	return write_told6(ctx, c, to, &say, QUOTE_LEAST6); /* the shortest one has that much */
 }
 
+/* Write over the packet what its sender is told: of mtu, or 0: of its hops. */
+__noinline enum reason write_told(struct xdp_md *ctx, const struct cfg *c, const struct packet *pkt, __u32 mtu)
+{
+	if (!c || !pkt)
+		return REASON_NO_CONFIG;
+	if (mtu && !must_not_be_cut(ctx, pkt))
+		return REASON_OVERSIZE;
+	if (!may_tell_client(&pkt->daddr))
+		return mtu ? REASON_OVERSIZE : REASON_TTL;
+	return pkt->family == 6 ? tell6(ctx, c, pkt, mtu) : tell4(ctx, c, pkt, mtu);
+}
+
 /*
  * Tell the client that its packet is larger than mtu; 0: that its hops are spent. Else,
  * and of what nobody is to be told (errors, fragments but the first), it drops as one.
  */
-static __noinline int tell_client(struct xdp_md *ctx, const struct cfg *c, const struct trip *t, __u32 mtu)
+static __always_inline int tell_client(struct xdp_md *ctx, const struct cfg *c, const struct trip *t, __u32 mtu)
 {
-	const struct packet *pkt = &t->pkt;
-	enum reason reason;
+	enum reason reason = mtu ? REASON_OVERSIZE : REASON_TTL;
 
-	if (t->probe || t->error || t->piece == FRAGMENT_LATER || (mtu && !must_not_be_cut(ctx, pkt)) ||
-	    !may_tell_client(&pkt->daddr))
-		return end_trip(t, XDP_DROP, mtu ? REASON_OVERSIZE : REASON_TTL);
-	reason = pkt->family == 6 ? tell6(ctx, c, pkt, mtu) : tell4(ctx, c, pkt, mtu);
+	if (!t->probe && !t->error && t->piece.kind != FRAGMENT_LATER)
+		reason = write_told(ctx, c, &t->pkt, mtu);
 	if (reason)
 		return end_trip(t, XDP_DROP, reason);
 	return end_trip(t, XDP_TX, mtu ? REASON_TOO_BIG_ANSWERED : REASON_TTL_ANSWERED);

@@ -31,7 +31,7 @@ static __noinline int note_error(__u32 host, const struct packet *pkt, __u16 mtu
  * packet of ours to a known endpoint counts; that can be forged, and changes nothing
  * but what the agent says.
  */
-static __noinline bool is_underlay_error(struct xdp_md *ctx, const struct packet *pkt)
+__noinline bool is_underlay_error(struct xdp_md *ctx, const struct packet *pkt)
 {
 	struct cursor c = xdp_cursor(ctx);
 	struct quoted_l4 *l4;
@@ -40,7 +40,7 @@ static __noinline bool is_underlay_error(struct xdp_md *ctx, const struct packet
 	__u16 mtu = 0;
 	struct iphdr *q;
 
-	if (!is_error(pkt))
+	if (!pkt || !is_error(pkt))
 		return false;
 	l4 = take_quote(&c, &q);
 	if (!l4 || q->protocol != IPPROTO_UDP || l4->dport != bpf_htons(VXLAN_PORT) || q->saddr != ip16_v4(&pkt->daddr))
