@@ -39,6 +39,7 @@ type Story struct {
 
 	// Hasty forgets a slot's old owner whether or not it has flows: the control.
 	Hasty bool
+	Deaf  bool // the host without backends hears of no move
 	Told  []string
 }
 
@@ -134,7 +135,8 @@ func (s *Story) spread(m *move, first Backend, to slots.Slot) error {
 		return err
 	}
 	for h := range Host(Hosts) {
-		if h == at || h != s.Zone.Members[m.old].Host && h != s.Zone.Members[m.new].Host && s.random.IntN(3) == 0 {
+		concerned := h == s.Zone.Members[m.old].Host || h == s.Zone.Members[m.new].Host
+		if h == at || s.Deaf && h == 0 || !concerned && s.random.IntN(3) == 0 {
 			continue
 		}
 		s.tell("slot %d of %d is %s at host %d", m.slot, m.proto, to, h)
@@ -154,7 +156,7 @@ func (s *Story) advance(m *move) error {
 		return s.spread(m, m.new, second)
 	}
 	for h := range Host(Hosts) {
-		if s.Zone.Tables[h][m.proto][m.slot] != second {
+		if s.Zone.Tables[h][m.proto][m.slot] != second && !(s.Deaf && h == 0) {
 			s.tell("slot %d of %d is %s at host %d", m.slot, m.proto, second, h)
 			return s.set(h, m.proto, m.slot, second)
 		}
@@ -178,12 +180,16 @@ func (s *Story) owed(m *move) bool {
 // end a move: the slot is one owner's alone.
 func (s *Story) end(m *move, owner Backend) error {
 	s.moves = slices.DeleteFunc(s.moves, func(x *move) bool { return x == m })
-	return s.everywhere(m.proto, m.slot, slots.Make(uint32(owner), 0))
+	return s.everywhere(m.proto, m.slot, slots.Make(uint32(owner), 0), s.Deaf)
 }
 
-func (s *Story) everywhere(proto uint8, i int, to slots.Slot) error {
+// everywhere but at the host that hears of nothing.
+func (s *Story) everywhere(proto uint8, i int, to slots.Slot, deaf bool) error {
 	s.tell("slot %d of %d is %s everywhere", i, proto, to)
 	for h := range Host(Hosts) {
+		if deaf && h == 0 {
+			continue
+		}
 		if err := s.set(h, proto, i, to); err != nil {
 			return err
 		}
@@ -239,12 +245,21 @@ func (s *Story) die() error {
 			return err
 		}
 	}
+	return s.bury(b)
+}
+
+// bury a backend: nobody's table names it, also of who hears of nothing else.
+func (s *Story) bury(b Backend) error {
 	for _, proto := range []uint8{TCP, UDP} {
 		for i, slot := range s.Zone.Tables[1][proto] {
-			if Backend(slot.Cur()) != b {
+			owner := slot
+			if Backend(slot.Cur()) == b {
+				owner = slots.Make(uint32(s.last), 0)
+			}
+			if owner == slot && Backend(s.Zone.Tables[0][proto][i].Cur()) != b {
 				continue
 			}
-			if err := s.everywhere(proto, i, slots.Make(uint32(s.last), 0)); err != nil {
+			if err := s.everywhere(proto, i, owner, false); err != nil {
 				return err
 			}
 		}
