@@ -87,8 +87,9 @@ const (
 
 // LoadBalancerService is a port of a load balancer and the pool behind it. It is
 // returned with no fields that were not sent: some clients compare it whole.
-// ConnectionLimit, which the contract does not have, is how many live connections
-// each backend takes; 0: any.
+// The contract does not have ConnectionLimit, how many live connections each
+// backend takes, SourceRate, how many packets a second one source prefix may send,
+// and QUIC, which has connection IDs name backends; 0: any.
 type LoadBalancerService struct {
 	ID                ID                  `json:"id" table:"true"`
 	Name              string              `json:"name" table:"true"`
@@ -98,6 +99,8 @@ type LoadBalancerService struct {
 	TargetPort        uint16              `json:"target-port" table:"true"`
 	Strategy          Strategy            `json:"strategy" enum:"round-robin,source-hash,maglev-hash" table:"true"`
 	ConnectionLimit   int                 `json:"connection-limit,omitempty"`
+	SourceRate        int                 `json:"source-rate,omitempty"`
+	QUIC              bool                `json:"quic,omitempty"`
 	InstancePool      Ref                 `json:"instance-pool"`
 	Healthcheck       Healthcheck         `json:"healthcheck"`
 	State             ServiceState        `json:"state" enum:"creating,running,updating,deleting,error" table:"true"`
@@ -106,7 +109,11 @@ type LoadBalancerService struct {
 
 // Validate checks the service as a whole, after a change.
 func (s *LoadBalancerService) Validate() []FieldError {
-	return Under("healthcheck", s.Healthcheck.Validate())
+	faults := Under("healthcheck", s.Healthcheck.Validate())
+	if s.QUIC && s.Protocol != UDP {
+		faults = append(faults, Fault("quic", "expected false: the protocol is %s", s.Protocol))
+	}
+	return faults
 }
 
 // HealthcheckMode is how a backend is asked whether it is well.
@@ -192,19 +199,19 @@ type AddServiceRequest struct {
 	TargetPort   uint16      `json:"target-port" minimum:"1" maximum:"65535" doc:"port of the instances"`
 	Healthcheck  Healthcheck `json:"healthcheck" doc:"how to ask a backend whether it is well"`
 
-	ConnectionLimit int `json:"connection-limit,omitempty" minimum:"0" maximum:"1000000" doc:"connections that a backend takes at once; the next ones go to others, or are refused (any number when absent or 0)"`
+	ConnectionLimit int  `json:"connection-limit,omitempty" minimum:"0" maximum:"1000000" doc:"connections that a backend takes at once; the next ones go to others, or are refused (any number when absent or 0)"`
+	SourceRate      int  `json:"source-rate,omitempty" minimum:"0" maximum:"100000000" doc:"packets a second that each /24 (IPv6: /56) of sources may send through a CPU of a load balancer's node; more are dropped (any number when absent or 0)"`
+	QUIC            bool `json:"quic,omitempty" doc:"packets with a QUIC short header go to the backend that their connection ID names, as of QUIC-LB unenciphered, configuration 0 with the backend's IPv4 address as server ID; udp only"`
 }
 
 // Validate checks what no single field can say.
-func (r *AddServiceRequest) Validate() []FieldError {
-	return Under("healthcheck", r.Healthcheck.Validate())
-}
+func (r *AddServiceRequest) Validate() []FieldError { return r.Service("").Validate() }
 
 // Service returns the service that the request asks for.
 func (r *AddServiceRequest) Service(id ID) *LoadBalancerService {
 	return &LoadBalancerService{
 		ID: id, Name: r.Name, Description: r.Description, Protocol: r.Protocol, Port: r.Port, TargetPort: r.TargetPort,
-		Strategy: r.Strategy, ConnectionLimit: r.ConnectionLimit, InstancePool: Ref{ID: r.InstancePool.ID},
+		Strategy: r.Strategy, ConnectionLimit: r.ConnectionLimit, SourceRate: r.SourceRate, QUIC: r.QUIC, InstancePool: Ref{ID: r.InstancePool.ID},
 		Healthcheck: r.Healthcheck.WithDefaults(r.TargetPort), State: ServiceCreating,
 	}
 }
@@ -219,7 +226,9 @@ type UpdateServiceRequest struct {
 	TargetPort  uint16       `json:"target-port,omitempty" minimum:"1" maximum:"65535" doc:"port of the instances"`
 	Healthcheck *Healthcheck `json:"healthcheck,omitempty" doc:"how to ask a backend whether it is well; replaced whole"`
 
-	ConnectionLimit int `json:"connection-limit,omitempty" minimum:"0" maximum:"1000000" clear:"true" doc:"connections that a backend takes at once; the next ones go to others, or are refused (any number when absent or 0)"`
+	ConnectionLimit int  `json:"connection-limit,omitempty" minimum:"0" maximum:"1000000" clear:"true" doc:"connections that a backend takes at once; the next ones go to others, or are refused (any number when absent or 0)"`
+	SourceRate      int  `json:"source-rate,omitempty" minimum:"0" maximum:"100000000" clear:"true" doc:"packets a second that each /24 (IPv6: /56) of sources may send through a CPU of a load balancer's node; more are dropped (any number when absent or 0)"`
+	QUIC            bool `json:"quic,omitempty" clear:"true" doc:"packets with a QUIC short header go to the backend that their connection ID names, as of QUIC-LB unenciphered, configuration 0 with the backend's IPv4 address as server ID; udp only"`
 }
 
 // Validate checks what no single field can say.

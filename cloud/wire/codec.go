@@ -81,7 +81,7 @@ func toProto(item Item) proto.Message {
 		return &agentv1.Service{
 			Id: v.ID, Vip: v.VIP.AsSlice(), Port: uint32(v.Port), Protocol: uint32(v.Protocol),
 			SourceHash: v.SourceHash, Panic: v.Panic, Seed: v.Seed, SlotsGeneration: v.SlotsGeneration,
-			ConnectionLimit: v.ConnectionLimit,
+			ConnectionLimit: v.ConnectionLimit, SourceRate: v.SourceRate, Quic: v.QUIC, Rotating: v.Rotating, PrevSeed: v.PrevSeed,
 		}
 	case Check:
 		return &agentv1.Check{

@@ -184,7 +184,7 @@ func decodeService(b []byte) (Item, error) {
 	v := Service{
 		ID: d.id("id", m.Id), VIP: d.addr("vip", m.Vip), Port: d.port("port", m.Port, false), Protocol: d.protocol(m.Protocol),
 		SourceHash: m.SourceHash, Panic: m.Panic, Seed: m.Seed, SlotsGeneration: m.SlotsGeneration,
-		ConnectionLimit: m.ConnectionLimit,
+		ConnectionLimit: m.ConnectionLimit, SourceRate: m.SourceRate, QUIC: m.Quic, Rotating: m.Rotating, PrevSeed: m.PrevSeed,
 	}
 	return v, d.err
 }

@@ -232,6 +232,10 @@ type Service struct {
 	Seed            uint32
 	SlotsGeneration uint64
 	ConnectionLimit uint32 // live connections that a backend takes; 0: any
+	SourceRate      uint32 // packets a second from a /24 or /56; 0: any
+	QUIC            bool   // connection IDs name backends
+	Rotating        bool   // the seed has changed, and flows from before live
+	PrevSeed        uint32 // the seed before
 }
 
 // Check is a health check, done by the host of what is checked: of one backend,

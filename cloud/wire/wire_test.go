@@ -24,7 +24,7 @@ var samples = []Item{
 	Port{ID: 3, Instance: "6f0c", MAC: [6]byte{2, 0xca, 0, 0, 0, 3}, Addresses: []netip.Addr{netip.MustParseAddr("198.51.100.7")}, Policy: 2, MTU: 1500},
 	Backend{ID: 9, Service: 4, Host: 1, Port: 3, MAC: [6]byte{2, 0xca, 0, 0, 0, 3}, Address: netip.MustParseAddr("198.51.100.7"), TargetPort: 8080, Unhealthy: true},
 	Slots{Service: 4, Generation: 7, Table: bytes.Repeat([]byte{9, 0, 0, 0, 0, 0, 0, 0}, 256)},
-	Service{ID: 4, VIP: netip.MustParseAddr("203.0.113.1"), Port: 80, Protocol: 6, SourceHash: true, Seed: 99, SlotsGeneration: 7, ConnectionLimit: 200},
+	Service{ID: 4, VIP: netip.MustParseAddr("203.0.113.1"), Port: 80, Protocol: 6, SourceHash: true, Seed: 99, SlotsGeneration: 7, ConnectionLimit: 200, SourceRate: 1000, QUIC: true, Rotating: true, PrevSeed: 98},
 	Check{Service: 4, Backend: 9, Mode: "http", Address: netip.MustParseAddr("198.51.100.7"), Port: 8080, Interval: 5 * time.Second, Timeout: 2 * time.Second, Retries: 1, URI: "/healthz", Generation: 1},
 	Policy{ID: 3, Rules: []Rule{{ID: 3, Protocol: 50, ICMPType: -1, ICMPCode: -1, PeerGroup: 5, Keep: true, Origin: "web/5c0f",
 		Sources: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32")}}}},

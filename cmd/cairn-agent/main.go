@@ -69,6 +69,7 @@ func command() *cobra.Command {
 	p.StringVar(&f.echo, "echo", "", "program of the workload echo")
 	p.BoolVar(&f.cfg.MTUCheck, "mtu-check", false, "refuse an uplink too small for full-size packets of instances")
 	p.StringToIntVar(&f.sizes, "map-size", nil, "NAME=ENTRIES of maps that are not there yet")
+	p.Uint32Var(&f.cfg.Sample, "sample", 0, "one packet in so many of each service is told of to who asks (cairn debug samples); 0: none")
 	p.DurationVar(&f.cfg.Usage, "usage-every", 10*time.Second, "between reports of what ports have carried")
 	p.BoolVar(&f.verbose, "verbose", false, "log every step")
 	return c

@@ -152,6 +152,7 @@ func (c *Compiler) service(id cloud.ID) ([]Placed, error) {
 	items := []Placed{{Hosts: holders, Item: wire.Service{
 		ID: d.Number, VIP: d.VIP, Port: d.Port, Protocol: protocol, SourceHash: d.Strategy == cloud.SourceHash,
 		Panic: d.Panic, Seed: d.Seed, SlotsGeneration: d.SlotsGeneration, ConnectionLimit: uint32(d.ConnectionLimit),
+		SourceRate: uint32(d.SourceRate), QUIC: d.QUIC, Rotating: d.Rotating, PrevSeed: d.PrevSeed,
 	}}}
 	if s.Slots != nil {
 		items = append(items, Placed{Hosts: holders, Generation: d.SlotsGeneration, Item: wire.Slots{

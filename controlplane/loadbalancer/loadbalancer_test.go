@@ -236,6 +236,14 @@ func TestServiceAsSent(t *testing.T) {
 	}
 	b.settled(b.do("reset-load-balancer-service-field", nil, "id", string(nlb), "service-id", string(id), "field", "connection-limit"), true)
 	delete(want, "connection-limit")
+	b.settled(b.do("update-load-balancer-service", &cloud.UpdateServiceRequest{SourceRate: 5000}, "id", string(nlb), "service-id", string(id)), true)
+	want["source-rate"] = 5000.0
+	if got := read(); !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %v\nwant %v", got, want)
+	}
+	b.settled(b.do("reset-load-balancer-service-field", nil, "id", string(nlb), "service-id", string(id), "field", "source-rate"), true)
+	delete(want, "source-rate")
+	b.refused(cloud.Invalid, "quic", "update-load-balancer-service", &cloud.UpdateServiceRequest{QUIC: true}, "id", string(nlb), "service-id", string(id))
 	b.settled(b.do("update-load-balancer-service", &cloud.UpdateServiceRequest{Description: "d"}, "id", string(nlb), "service-id", string(id)), true)
 	b.settled(b.do("reset-load-balancer-service-field", nil, "id", string(nlb), "service-id", string(id), "field", "description"), true)
 	if got := read(); !reflect.DeepEqual(got, want) {

@@ -113,7 +113,9 @@ type ServiceDoc struct {
 	VIP             netip.Addr   `json:"vip"`
 	Number          uint32       `json:"number"`
 	Seed            uint32       `json:"seed"`
-	Panic           bool         `json:"panic,omitempty"` // too few backends are well: all are used
+	PrevSeed        uint32       `json:"prev-seed,omitempty"`
+	Rotating        bool         `json:"rotating,omitempty"` // flows may live that began by PrevSeed
+	Panic           bool         `json:"panic,omitempty"`    // too few backends are well: all are used
 	Backends        []BackendDoc `json:"backends"`
 	SlotsGeneration uint64       `json:"slots-generation"`
 }

@@ -54,6 +54,7 @@ type Config struct {
 	Drivers  []compute.Driver
 	Sizes    map[string]uint32 // of maps, when they are made
 	MTUCheck bool              // refuse an uplink without room for the encapsulation
+	Sample   uint32            // one packet of a service in so many is told of, when somebody looks; 0: none
 	Usage    time.Duration     // between reports of what ports have carried; 0: ten seconds
 	Log      *slog.Logger
 }

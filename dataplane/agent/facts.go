@@ -24,7 +24,7 @@ func (a *Agent) facts(view table.View) Facts {
 		}
 	}
 	facts := a.senses.Facts(endpoints)
-	facts.Balancer.Self = self
+	facts.Balancer.Self, facts.Balancer.Sample = self, a.cfg.Sample
 	if control, err := netip.ParseAddrPort(a.cfg.Control); err == nil && control.Addr().Is4() {
 		facts.Ports.Own = append(slices.Clone(facts.Ports.Own), netip.PrefixFrom(control.Addr(), 32))
 	}

@@ -79,6 +79,22 @@ func (a *Agent) WatchDrops(ctx context.Context, f debug.DropFilter, line func(de
 	})
 }
 
+// WatchSamples implements debug.Source.
+func (a *Agent) WatchSamples(ctx context.Context, service uint32, line func(debug.SampleEvent) error) error {
+	if _, ok := table.Get[wire.Service](a.table.View(), fmt.Sprint(service)); !ok && service != 0 {
+		return fmt.Errorf("--service %d is not on this host", service)
+	}
+	return a.host.Samples(ctx, service, func(e *bpf.Event, loss host.EventLoss) error {
+		if e == nil {
+			return line(debug.SampleEvent{Loss: &debug.Loss{Lost: loss.Lost, Muted: loss.Muted}})
+		}
+		return line(debug.SampleEvent{Packet: &debug.SampledPacket{
+			At: host.TimeOf(e.At), Service: e.Service, Backend: e.From, Protocol: e.Proto, Bytes: e.Bytes, Flags: debug.FlagNames(e.TcpFlags),
+			Src: netip.AddrPortFrom(e.Src.Addr(), bpf.BE16(e.Sport)), Dst: netip.AddrPortFrom(e.Dst.Addr(), bpf.BE16(e.Dport)),
+		}})
+	})
+}
+
 // here tells whether a port is on this host; 0 stands for all of them.
 func (a *Agent) here(port uint32) error {
 	if port == 0 {

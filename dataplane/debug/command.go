@@ -40,6 +40,7 @@ func Command() *cobra.Command {
 		c.nlb(),
 		c.diff(),
 		c.drops(),
+		c.samples(),
 		c.capture(),
 		c.trace(),
 		c.why(),

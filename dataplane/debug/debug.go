@@ -29,6 +29,9 @@ type Source interface {
 	// WatchDrops tells of each drop until ctx ends or line fails; first with
 	// nothing, when it has begun.
 	WatchDrops(ctx context.Context, f DropFilter, line func(DropEvent) error) error
+	// WatchSamples does the same of the packets that services are sampled by; 0:
+	// of all services.
+	WatchSamples(ctx context.Context, service uint32, line func(SampleEvent) error) error
 	// Capture is the same for the frames of a port.
 	Capture(ctx context.Context, r CaptureRequest, line func(CaptureEvent) error) error
 	// Trace follows a packet without sending it. It changes nothing.

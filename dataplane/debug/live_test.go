@@ -33,6 +33,35 @@ func (s source) WatchDrops(ctx context.Context, f DropFilter, line func(DropEven
 	return nil // the agent ends
 }
 
+func (s source) WatchSamples(_ context.Context, service uint32, line func(SampleEvent) error) error {
+	if service == 99 {
+		return errors.New("--service 99 is not on this host")
+	}
+	for _, e := range []SampleEvent{{Loss: &Loss{}}, {Packet: &SampledPacket{
+		At: time.Unix(1_800_000_000, 0).UTC(), Service: 7, Backend: 12, Protocol: 6, Bytes: 40, Flags: "S",
+		Src: netip.MustParseAddrPort("192.0.2.9:1234"), Dst: netip.MustParseAddrPort("203.0.113.1:80"),
+	}}, {Loss: &Loss{Lost: 2, Muted: 3}}} {
+		if err := line(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func TestSamples(t *testing.T) {
+	got, err := run(t, source{}, "samples", "--service", "7")
+	want := `TIME            SERVICE BACKEND  BYTES PACKET
+08:00:00.000000       7      12     40 tcp 192.0.2.9:1234 > 203.0.113.1:80 [S]
+(2 events lost, 3 more than the host's rate)
+`
+	if err == nil || got != want {
+		t.Errorf("got %q, %v\nwant %q", got, err, want)
+	}
+	if _, err := run(t, source{}, "samples", "--service", "99"); err == nil || !strings.Contains(err.Error(), "--service 99") {
+		t.Errorf("a service of another host: %v", err)
+	}
+}
+
 func (s source) Capture(ctx context.Context, r CaptureRequest, line func(CaptureEvent) error) error {
 	for _, e := range s.frames {
 		if err := line(e); err != nil {

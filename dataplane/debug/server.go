@@ -108,6 +108,7 @@ func streams(mux *http.ServeMux, source Source) {
 			return source.WatchDrops(ctx, f, func(e DropEvent) error { return line(e) })
 		})
 	})
+	mux.HandleFunc("GET /samples/watch", samples(source))
 	mux.HandleFunc("GET /capture", func(w http.ResponseWriter, r *http.Request) {
 		stream(w, r, func(ctx context.Context, line func(any) error) error {
 			port, err := portOf(r.URL.Query())

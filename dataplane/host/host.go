@@ -62,7 +62,7 @@ type Maps struct {
 	VipBits, Vip4, Vipaddr4, Svc, Slots               *ebpf.Map
 	Vip6, Vipaddr6                                    *ebpf.Map
 	Backends, Nexthops, SvcStat, BackendStat          *ebpf.Map
-	BackendConn, SvcLatency                           *ebpf.Map
+	BackendConn, SvcLatency, Quic, Allowances         *ebpf.Map
 	Vteps, VtepSeen, Local, Fdb                       *ebpf.Map
 	VipNodes, VipFrag, VipPace, VtepErrors            *ebpf.Map
 	PortCfg, IfindexPort, AddrOk, AddrPort, Prefixes  *ebpf.Map
@@ -81,6 +81,7 @@ func (m *Maps) byName() map[string]**ebpf.Map {
 		"vip6": &m.Vip6, "vipaddr6": &m.Vipaddr6, "svc": &m.Svc, "slots": &m.Slots,
 		"backends": &m.Backends, "nexthops": &m.Nexthops, "svc_stat": &m.SvcStat, "backend_stat": &m.BackendStat,
 		"backend_conn": &m.BackendConn, "svc_latency": &m.SvcLatency,
+		"quic": &m.Quic, "allowances": &m.Allowances,
 		"vteps": &m.Vteps, "vtep_seen": &m.VtepSeen, "local": &m.Local, "fdb": &m.Fdb,
 		"vip_nodes": &m.VipNodes, "vip_frag": &m.VipFrag, "vip_pace": &m.VipPace, "vtep_errors": &m.VtepErrors,
 		"port_cfg": &m.PortCfg, "ifindex_port": &m.IfindexPort, "addr_ok": &m.AddrOk,

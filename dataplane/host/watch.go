@@ -37,6 +37,8 @@ func (f DropFilter) takes(e bpf.Event) bool {
 type watchers struct {
 	mu  sync.Mutex
 	all map[*DropFilter]bool
+
+	samples map[*uint32]bool // who looks at samples, by the service that is wanted
 }
 
 // common is what the programs are asked for: what all want, or everything.
@@ -62,19 +64,28 @@ func (w *watchers) common() (f DropFilter) {
 // every event, and at most once a second with what was lost since the start, if
 // that has become more.
 func (h *Host) Drops(ctx context.Context, filter DropFilter, each func(*bpf.Event, EventLoss) error) error {
+	if err := h.listen(ctx, func(on bool) error { return h.askForDrops(&filter, on) }, filter.takes, each); err != nil {
+		return fmt.Errorf("watch drops: %w", err)
+	}
+	return nil
+}
+
+// listen hands on the events that are taken, from when ask has asked for them
+// until ctx ends or each fails.
+func (h *Host) listen(ctx context.Context, ask func(on bool) error, takes func(bpf.Event) bool, each func(*bpf.Event, EventLoss) error) error {
 	listener, err := h.Events()
 	if err != nil {
-		return fmt.Errorf("watch drops: %w", err)
+		return err
 	}
 	defer listener.Close()
 	started, err := monotonic()
 	if err != nil {
-		return fmt.Errorf("watch drops: %w", err)
+		return err
 	}
-	if err := h.askForDrops(&filter, true); err != nil {
-		return fmt.Errorf("watch drops: %w", err)
+	if err := ask(true); err != nil {
+		return err
 	}
-	defer func() { _ = h.askForDrops(&filter, false) }() // it ends by itself
+	defer func() { _ = ask(false) }() // it ends by itself
 	if err := each(nil, EventLoss{}); err != nil {
 		return err
 	}
@@ -86,18 +97,18 @@ func (h *Host) Drops(ctx context.Context, filter DropFilter, each func(*bpf.Even
 		case <-ctx.Done():
 			return nil
 		case e := <-listener.queue:
-			if e.At >= uint64(started) && filter.takes(e) {
+			if e.At >= uint64(started) && takes(e) {
 				if err := each(&e, told); err != nil {
 					return err
 				}
 			}
 		case <-pulse.C:
-			if err := h.askForDrops(&filter, true); err != nil {
-				return fmt.Errorf("watch drops: %w", err)
+			if err := ask(true); err != nil {
+				return err
 			}
 			loss, err := listener.Loss()
 			if err != nil {
-				return fmt.Errorf("watch drops: %w", err)
+				return err
 			}
 			if loss != told {
 				told = loss

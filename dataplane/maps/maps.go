@@ -46,6 +46,7 @@ const (
 	Bum
 	Backends
 	Local
+	Quic
 	Slots
 	Svc
 	VIPBits
@@ -87,6 +88,7 @@ var traits = [mapEnd]trait{
 	Bum:        {name: "bum"},
 	Backends:   {name: "backends", grace: true},
 	Local:      {name: "local"},
+	Quic:       {name: "quic"},
 	Slots:      {name: "slots", grace: true},
 	Svc:        {name: "svc", grace: true},
 	VIPBits:    {name: "vip_bits"},

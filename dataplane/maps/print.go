@@ -66,6 +66,9 @@ func printKey(id ID) string {
 	case Local:
 		k := As[bpf.LocalKey](id.Key)
 		return fmt.Sprintf("service %d port %d", k.Service, k.Port)
+	case Quic:
+		k := As[bpf.QuicKey](id.Key)
+		return fmt.Sprintf("service %d server %s", k.Service, bpf.AddrBE32(k.Server))
 	case VIP4, VIP6:
 		vip, proto := ServedAt(id)
 		return fmt.Sprintf("%s/%d", vip, proto)
@@ -121,6 +124,8 @@ func printValue(e Entry) string {
 	case Local:
 		v := As[bpf.Local](e.Value)
 		return fmt.Sprintf("backend %d %s flags %d", v.Backend, netip.AddrPortFrom(v.Ip.Addr(), bpf.BE16(v.TargetPort)), v.Flags)
+	case Quic:
+		return fmt.Sprintf("backend %d", u32(e.Value))
 	case Slots:
 		return printSlots(e.Value)
 	case Svc:

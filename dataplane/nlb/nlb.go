@@ -29,6 +29,8 @@ type Facts struct {
 	MTU  uint32                    // of the uplink
 	Via  map[netip.Addr]netip.Addr // tunnel endpoint → next hop towards it
 	MAC  map[netip.Addr][6]byte    // next hops that answered
+
+	Sample uint32 // one packet of a service in so many is told of, when somebody looks; 0: none
 }
 
 // Capacities of the maps that are indexed by numbers of this host's own.
@@ -222,7 +224,19 @@ func (b *Builder) service(u *maps.Unit, s wire.Service) error {
 		maps.Make(maps.Svc, place.index, place.record),
 		{ID: maps.ServiceID(netip.AddrPortFrom(s.VIP, s.Port), s.Protocol), Value: maps.Bytes(place.index)},
 	}
+	b.servers(u, s, named)
 	return nil
+}
+
+// servers are the backends that a connection ID can name, where the service has them
+// do so.
+func (b *Builder) servers(u *maps.Unit, s wire.Service, named []uint32) {
+	for _, id := range named {
+		v, ok := table.Get[wire.Backend](b.view, fmt.Sprint(id))
+		if s.QUIC && ok && v.Address.Is4() {
+			u.Want = append(u.Want, maps.Make(maps.Quic, bpf.QuicKey{Service: s.ID, Server: bpf.BE32(v.Address)}, id))
+		}
+	}
 }
 
 // owners lists the backends that a service's slots name, and refuses a table that
@@ -253,7 +267,17 @@ func (b *Builder) record(s wire.Service, slots wire.Slots) bpf.Svc {
 	r := bpf.Svc{
 		Vip: bpf.IP16(s.VIP), Port: bpf.BE16(s.Port), Proto: s.Protocol, Id: s.ID,
 		SlotMask: uint32(len(slots.Table)/8) - 1, Generation: uint32(slots.Generation), Seed: s.Seed,
-		Limit: s.ConnectionLimit,
+		Limit: s.ConnectionLimit, Rate: s.SourceRate, Sample: b.facts.Sample,
+	}
+	for flag, on := range map[uint32]bool{
+		bpf.SvcPaced: r.Rate != 0, bpf.SvcSampled: r.Sample != 0, bpf.SvcQuic: s.QUIC, bpf.SvcRotating: s.Rotating,
+	} {
+		if on {
+			r.Flags |= flag
+		}
+	}
+	if s.Rotating {
+		r.PrevSeed = s.PrevSeed
 	}
 	if s.SourceHash {
 		r.Flags |= bpf.SvcSourceHash

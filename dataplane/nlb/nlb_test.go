@@ -224,3 +224,34 @@ func TestConnectionLimitIsInTheRecord(t *testing.T) {
 		t.Errorf("records %v: one was changed under its readers", records)
 	}
 }
+
+// What a service has beyond its slots is in its record, with the flag that has the
+// program look at it; the backends that connection IDs name have an entry each.
+func TestOptionsAreInTheRecord(t *testing.T) {
+	have := maps.NewImage()
+	for name, c := range map[string]struct {
+		edit func(*wire.Service)
+		want bpf.Svc
+		quic int
+	}{
+		"none":     {func(*wire.Service) {}, bpf.Svc{}, 0},
+		"rate":     {func(s *wire.Service) { s.SourceRate = 50 }, bpf.Svc{Flags: bpf.SvcPaced, Rate: 50}, 0},
+		"quic":     {func(s *wire.Service) { s.QUIC = true }, bpf.Svc{Flags: bpf.SvcQuic}, 1},
+		"rotating": {func(s *wire.Service) { s.Rotating, s.PrevSeed = true, 9 }, bpf.Svc{Flags: bpf.SvcRotating, PrevSeed: 9}, 0},
+		"rotated":  {func(s *wire.Service) { s.PrevSeed = 9 }, bpf.Svc{}, 0},
+	} {
+		items := append(hosts(), service(1, 256, 1)...)
+		s := items[len(items)-1].(wire.Service)
+		c.edit(&s)
+		items[len(items)-1] = s
+		if failed := program(t, have, Capacities{1024, 8, 8}, items...); len(failed) > 0 {
+			t.Fatal(failed)
+		}
+		index, _ := have.Get(maps.ServiceID(netip.AddrPortFrom(s.VIP, s.Port), s.Protocol))
+		record, _ := have.Get(maps.ID{Map: maps.Svc, Key: index})
+		r := maps.As[bpf.Svc](record)
+		if got := (bpf.Svc{Flags: r.Flags, Rate: r.Rate, PrevSeed: r.PrevSeed, Sample: r.Sample}); got != c.want || have.Len(maps.Quic) != c.quic {
+			t.Errorf("%s: %+v and %d servers", name, got, have.Len(maps.Quic))
+		}
+	}
+}

@@ -2793,6 +2793,10 @@ type Service struct {
 	Panic           bool                   `protobuf:"varint,6,opt,name=panic,proto3" json:"panic,omitempty"`
 	Seed            uint32                 `protobuf:"varint,7,opt,name=seed,proto3" json:"seed,omitempty"`
 	SlotsGeneration uint64                 `protobuf:"varint,8,opt,name=slots_generation,json=slotsGeneration,proto3" json:"slots_generation,omitempty"`
+	SourceRate      uint32                 `protobuf:"varint,20,opt,name=source_rate,json=sourceRate,proto3" json:"source_rate,omitempty"` // packets a second from a source prefix; 0: any
+	Quic            bool                   `protobuf:"varint,21,opt,name=quic,proto3" json:"quic,omitempty"`                               // connection IDs name backends
+	Rotating        bool                   `protobuf:"varint,22,opt,name=rotating,proto3" json:"rotating,omitempty"`                       // prev_seed is the seed before
+	PrevSeed        uint32                 `protobuf:"varint,23,opt,name=prev_seed,json=prevSeed,proto3" json:"prev_seed,omitempty"`
 	ConnectionLimit uint32                 `protobuf:"varint,9,opt,name=connection_limit,json=connectionLimit,proto3" json:"connection_limit,omitempty"` // live connections that a backend takes; 0: any
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
@@ -2880,6 +2884,34 @@ func (x *Service) GetSeed() uint32 {
 func (x *Service) GetSlotsGeneration() uint64 {
 	if x != nil {
 		return x.SlotsGeneration
+	}
+	return 0
+}
+
+func (x *Service) GetSourceRate() uint32 {
+	if x != nil {
+		return x.SourceRate
+	}
+	return 0
+}
+
+func (x *Service) GetQuic() bool {
+	if x != nil {
+		return x.Quic
+	}
+	return false
+}
+
+func (x *Service) GetRotating() bool {
+	if x != nil {
+		return x.Rotating
+	}
+	return false
+}
+
+func (x *Service) GetPrevSeed() uint32 {
+	if x != nil {
+		return x.PrevSeed
 	}
 	return 0
 }
@@ -3627,7 +3659,7 @@ const file_agent_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x02 \x01(\x04R\n" +
 	"generation\x12\x14\n" +
-	"\x05table\x18\x03 \x01(\fR\x05table\"\xfc\x01\n" +
+	"\x05table\x18\x03 \x01(\fR\x05table\"\xea\x02\n" +
 	"\aService\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x10\n" +
 	"\x03vip\x18\x02 \x01(\fR\x03vip\x12\x12\n" +
@@ -3637,7 +3669,12 @@ const file_agent_proto_rawDesc = "" +
 	"sourceHash\x12\x14\n" +
 	"\x05panic\x18\x06 \x01(\bR\x05panic\x12\x12\n" +
 	"\x04seed\x18\a \x01(\rR\x04seed\x12)\n" +
-	"\x10slots_generation\x18\b \x01(\x04R\x0fslotsGeneration\x12)\n" +
+	"\x10slots_generation\x18\b \x01(\x04R\x0fslotsGeneration\x12\x1f\n" +
+	"\vsource_rate\x18\x14 \x01(\rR\n" +
+	"sourceRate\x12\x12\n" +
+	"\x04quic\x18\x15 \x01(\bR\x04quic\x12\x1a\n" +
+	"\brotating\x18\x16 \x01(\bR\brotating\x12\x1b\n" +
+	"\tprev_seed\x18\x17 \x01(\rR\bprevSeed\x12)\n" +
 	"\x10connection_limit\x18\t \x01(\rR\x0fconnectionLimit\"\xa6\x03\n" +
 	"\x05Check\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\rR\aservice\x12\x18\n" +
