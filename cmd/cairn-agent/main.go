@@ -23,6 +23,7 @@ import (
 	"cairn/cloud/compute"
 	"cairn/cloud/join"
 	"cairn/dataplane/agent"
+	"cairn/dataplane/metrics"
 )
 
 type flags struct {
@@ -63,6 +64,7 @@ func command() *cobra.Command {
 	p.StringVar(&f.cfg.Control, "control", "", "HOST:PORT of the control plane")
 	p.StringVar(&f.cfg.Token, "join", "", "token to join with; not looked at once it has joined")
 	p.StringVar(&f.cfg.Socket, "socket", "/run/cairn/agent.sock", "unix socket for cairn debug")
+	p.StringVar(&f.cfg.Metrics, "metrics", "", "where Prometheus reads metrics: unix:PATH or a loopback ADDRESS:PORT (default: nowhere)")
 	p.StringVar(&f.prefix, "netns-prefix", "", "of the namespaces of machines and of the door (default: the name)")
 	p.StringSliceVar(&f.cfg.Roles, "roles", []string{"compute", "lb"}, "of this hypervisor: compute, lb")
 	p.StringSliceVar(&f.dns, "dns", nil, "addresses of name servers that instances are told of on their public interface")
@@ -111,6 +113,11 @@ func (f *flags) check() (err error) {
 	}
 	if f.cfg.Uplink == "" || f.cfg.Control == "" {
 		return errors.New("--uplink and --control are needed")
+	}
+	if f.cfg.Metrics != "" {
+		if err := metrics.Check(f.cfg.Metrics); err != nil {
+			return fmt.Errorf("--metrics: %w", err)
+		}
 	}
 	if f.cfg.Endpoint, err = netip.ParseAddr(f.endpoint); err != nil {
 		return fmt.Errorf("--endpoint: %w", err)

@@ -30,6 +30,7 @@ import (
 	"cairn/dataplane/instance"
 	"cairn/dataplane/maps"
 	"cairn/dataplane/metadata"
+	"cairn/dataplane/metrics"
 	dsync "cairn/dataplane/sync"
 	"cairn/dataplane/table"
 	"cairn/dataplane/trace"
@@ -48,6 +49,7 @@ type Config struct {
 	Control  string // HOST:PORT
 	Token    string // to join with
 	Socket   string // of the debug service
+	Metrics  string // where metrics are served: unix:PATH or a loopback ADDRESS:PORT; none: nowhere
 	Door     string // namespace of the host's own services; none: no checks
 	Roles    []string
 	DNS      []netip.Addr // servers that instances are told of on their public interface
@@ -136,6 +138,14 @@ func (a *Agent) run(ctx context.Context) error {
 		group.Go(func() error {
 			if err := debug.Serve(ctx, a.cfg.Socket, a); err != nil {
 				a.log.Error("nobody can look into this agent", "error", err) // and it goes on all the same
+			}
+			return nil
+		})
+	}
+	if a.cfg.Metrics != "" {
+		group.Go(func() error {
+			if err := metrics.Serve(ctx, a.cfg.Metrics, a); err != nil {
+				a.log.Error("nobody can read this agent's metrics", "error", err) // the same
 			}
 			return nil
 		})

@@ -97,7 +97,7 @@ func (a *Agent) Ports() []debug.Port {
 			d.Programmed, d.Generation, d.Device = cfg.PolicyIn, cfg.Generation, cfg.Ifindex
 		}
 		_, d.Attached = a.loop.Image().Get(maps.ID{Map: maps.Attach, Key: maps.Bytes(p.ID)})
-		d.Flows = a.count(p.ID)
+		d.Flows = a.countFlows(p.ID)
 		if s, err := a.host.PortStats(p.ID); err == nil { // a port that is not attached has none
 			d.Counters = debug.Counters(s)
 		}
@@ -107,8 +107,8 @@ func (a *Agent) Ports() []debug.Port {
 	return ports
 }
 
-// count of a port's flows; a port without a flow table has none.
-func (a *Agent) count(port uint32) int {
+// countFlows of a port; a port without a flow table has none.
+func (a *Agent) countFlows(port uint32) int {
 	flows, err := a.host.Flows(port)
 	if err != nil {
 		return 0
@@ -134,12 +134,39 @@ func (a *Agent) Services() []debug.Service {
 		}
 		if at, record, slots, ok := a.programmedService(s.VIP, s.Port, s.Protocol); ok {
 			d.Record, d.Base, d.Slots, d.Generation = at, record.SlotBase, len(slots), record.Generation
-			d.Backends = a.backends(view, slots)
+			d.Limit, d.Backends = record.Limit, a.backends(view, slots)
 		}
+		a.countBalanced(&d)
 		services = append(services, d)
 	}
 	slices.SortFunc(services, func(a, b debug.Service) int { return cmp.Compare(a.ID, b.ID) })
 	return services
+}
+
+func trafficOf(s bpf.Stat) debug.Traffic {
+	return debug.Traffic{Packets: s.Packets, Bytes: s.Bytes, Opened: s.Opened, Forwarded: s.Forwarded}
+}
+
+// countBalanced adds what is counted of a service. What cannot be read is 0.
+func (a *Agent) countBalanced(s *debug.Service) {
+	if n, err := a.host.ServiceStat(s.ID); err == nil {
+		s.Traffic = trafficOf(n)
+	}
+	if l, err := a.host.Latency(s.ID); err == nil {
+		s.Latency = debug.Latency{Count: l.Count[:], Micros: l.Sum}
+	}
+	for i := range s.Backends {
+		b := &s.Backends[i]
+		if n, err := a.host.BackendStat(b.ID); err == nil {
+			b.Traffic = trafficOf(n)
+		}
+		if c, err := a.host.ConnStat(b.ID); err == nil {
+			b.Connections = debug.Connections{
+				Live: c.Opened - c.Closed, Opened: c.Opened, Closed: c.Closed, Refused: c.Refused,
+				ResetsIn: c.ResetsIn, ResetsOut: c.ResetsOut, RetransmitsIn: c.RetransmitsIn, RetransmitsOut: c.RetransmitsOut,
+			}
+		}
+	}
 }
 
 func protocol(p uint8) string {

@@ -57,7 +57,7 @@ func TestTraceAndWhyOfAHost(t *testing.T) {
 		b.mustApply(small())
 		a := &Agent{table: b.table, host: b.host, loop: b.loop, tracer: trace.New(b.host)}
 		defer a.tracer.Close()
-		count := func() int { return a.count(1) }
+		count := func() int { return a.countFlows(1) }
 		for _, c := range []struct {
 			words           string
 			out             bool

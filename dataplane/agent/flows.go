@@ -43,6 +43,9 @@ func (a *Agent) collect(ctx context.Context) {
 			return
 		case <-sweep.C:
 			a.alarm(tunnels)
+			if err := a.host.KeepLatency(a.services()); err != nil {
+				a.log.Warn("latencies of services that are gone", "error", err)
+			}
 			live, _, err := a.host.Sweep()
 			if err != nil {
 				a.log.Warn("expired flows not deleted", "error", err)
@@ -55,6 +58,15 @@ func (a *Agent) collect(ctx context.Context) {
 			a.drain(&d, now)
 		}
 	}
+}
+
+// services that this host knows.
+func (a *Agent) services() map[uint32]bool {
+	known := map[uint32]bool{}
+	for s := range table.All[wire.Service](a.table.View()) {
+		known[s.ID] = true
+	}
+	return known
 }
 
 // drainKey is a former owner of slots of a service.

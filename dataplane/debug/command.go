@@ -21,8 +21,8 @@ var ErrDiffers = errors.New("desired and programmed differ")
 
 // client asks an agent.
 type client struct {
-	socket string
-	json   bool
+	sockets []string
+	json    bool
 }
 
 // Command is `cairn debug` with its verbs.
@@ -32,12 +32,19 @@ func Command() *cobra.Command {
 		Use: "debug", Short: "Look into a hypervisor's agent over its unix socket",
 		Long: "Look into a hypervisor's agent over its unix socket. Works without a control plane.",
 	}
-	root.PersistentFlags().StringVar(&c.socket, "socket", "/run/cairn/agent.sock", "the agent's unix socket")
+	root.PersistentFlags().StringArrayVar(&c.sockets, "socket", []string{"/run/cairn/agent.sock"}, "the agent's unix socket; several for where a flow goes on each")
+	root.PersistentPreRunE = func(cmd *cobra.Command, args []string) error {
+		if len(c.sockets) > 1 && (cmd.Name() != "nlb" || len(args) == 0) {
+			return errors.New("only `nlb CLIENT:PORT VIP:PORT` asks several agents")
+		}
+		return nil
+	}
 	root.PersistentFlags().BoolVar(&c.json, "json", false, "print JSON")
 	root.AddCommand(
 		verb(c, "status", "How the agent is, and what it holds", "/status", printStatus),
 		verb(c, "ports", "The ports of this host's instances", "/ports", printPorts),
 		c.nlb(),
+		c.top(),
 		c.diff(),
 		c.drops(),
 		c.samples(),
@@ -78,7 +85,11 @@ func printJSON(w io.Writer, answer any) error {
 func (c *client) nlb() *cobra.Command {
 	return &cobra.Command{
 		Use: "nlb [CLIENT:PORT VIP:PORT[/tcp|/udp]]", Short: "The services this host forwards, or where one flow goes",
-		Example: "  cairn debug nlb\n  cairn debug nlb 192.0.2.7:40000 203.0.113.1:80/tcp",
+		Long: "Without a flow: services, their slots and backends, what they carry, and how evenly slots are spread (SKEW: the\n" +
+			"largest share over the mean). With one: its slot, that slot's owners, and the generation of the table, by the same\n" +
+			"arithmetic as the program's. With several --socket, on each of those hosts: nodes that differ are named.",
+		Example: "  cairn debug nlb\n  cairn debug nlb 192.0.2.7:40000 203.0.113.1:80/tcp\n" +
+			"  cairn debug nlb 192.0.2.7:40000 203.0.113.1:80 --socket /run/cairn/hv1.sock --socket /run/cairn/hv2.sock",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 0 && len(args) != 2 {
 				return errors.New("a flow is two words: CLIENT:PORT VIP:PORT[/PROTOCOL]")
@@ -92,7 +103,11 @@ func (c *client) nlb() *cobra.Command {
 			if _, err := ParseFlow(args[0], args[1]); err != nil {
 				return err
 			}
-			return show(c, cmd, "/flow?"+url.Values{"client": args[:1], "vip": args[1:]}.Encode(), printPath)
+			path := "/flow?" + url.Values{"client": args[:1], "vip": args[1:]}.Encode()
+			if len(c.sockets) > 1 {
+				return c.paths(cmd, path)
+			}
+			return show(c, cmd, path, printPath)
 		},
 	}
 }
@@ -240,7 +255,7 @@ func (c *client) do(ctx context.Context, method, path string, answer any) error 
 func (c *client) open(ctx context.Context, method, path string) (response *http.Response, done func(), err error) {
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
-		return d.DialContext(ctx, "unix", c.socket)
+		return d.DialContext(ctx, "unix", c.sockets[0])
 	}}
 	request, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, nil)
 	if err != nil {

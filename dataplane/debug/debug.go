@@ -112,7 +112,10 @@ type Service struct {
 	Slots      int       `json:"slots"`
 	Generation uint32    `json:"generation"`
 	Panic      bool      `json:"panic,omitempty"`
+	Limit      uint32    `json:"connection_limit,omitempty"` // of each backend
 	Backends   []Backend `json:"backends"`
+	Traffic    Traffic   `json:"traffic"`
+	Latency    Latency   `json:"latency"`
 }
 
 // Backend of a service.
@@ -125,6 +128,9 @@ type Backend struct {
 	Former   int    `json:"former"`          // it owned before
 	State    string `json:"state"`           // ready, draining, unhealthy
 	Check    string `json:"check,omitempty"` // the verdict of this host's own check
+
+	Traffic     Traffic     `json:"traffic"`
+	Connections Connections `json:"connections"`
 }
 
 // Flow is a client's connection to a VIP.

@@ -46,8 +46,8 @@ func (source) Ports() []Port {
 }
 
 func (source) Services() []Service {
-	return []Service{{ID: 1, VIP: "203.0.113.1:80/tcp", Record: 1, Slots: 256, Generation: 4, Backends: []Backend{
-		{ID: 1, Host: 1, Endpoint: "local", Address: "198.51.100.1:80", Slots: 128, State: "ready", Check: "success"},
+	return []Service{{ID: 1, VIP: "203.0.113.1:80/tcp", Record: 1, Slots: 256, Generation: 4, Traffic: Traffic{9, 900, 2, 1}, Latency: Latency{[]uint64{0, 0, 3, 1, 0}, 17}, Backends: []Backend{
+		{ID: 1, Host: 1, Endpoint: "local", Address: "198.51.100.1:80", Slots: 128, State: "ready", Check: "success", Traffic: Traffic{4, 400, 1, 0}, Connections: Connections{2, 5, 3, 1, 6, 7, 8, 9}},
 		{ID: 2, Host: 2, Endpoint: "10.64.0.3", Address: "198.51.100.2:80", Slots: 128, Former: 9, State: "unhealthy"},
 	}}}
 }
@@ -127,6 +127,11 @@ maps vip4=8
 		{[]string{"nlb"}, `SERVICE  VIP                 SLOTS     GENERATION  BACKEND  AT         ADDRESS          OWNS  OWNED  STATE      CHECK
 1        203.0.113.1:80/tcp  256 at 0  4           1        local      198.51.100.1:80  128   0      ready      success
                                                    2        10.64.0.3  198.51.100.2:80  128   9      unhealthy  
+
+SERVICE  BACKEND  TRAFFIC  SYN  HANDED ON  LIVE  OPENED  REFUSED  RST IN/OUT  AGAIN IN/OUT  SKEW   ANSWERS BELOW (50 %, 99 %)
+1                 9/900B   2    1                                                           1.000  4µs, 8µs
+         1        4/400B   1               2     5       1        6/7         8/9
+         2        0/0B     0               0     0       0        0/0         0/0
 `},
 		{[]string{"nlb", "192.0.2.1:40000", "203.0.113.1:80/udp"}, `flow        192.0.2.1:40000 to 203.0.113.1:80, protocol 17
 service     1

@@ -137,6 +137,8 @@ func printServices(w io.Writer, services []Service) {
 			}
 		}
 	})
+	fmt.Fprintln(w)
+	printCounts(w, services)
 }
 
 func printPath(w io.Writer, p Path) {
