@@ -52,7 +52,7 @@ func (d *dirty) names() []string {
 }
 
 var ranks = []string{
-	port.Host, "announcement", "host", "nexthop", "policy", "member", "port", "network", "neighbour", "address", "backend", nlb.Bits, "vip", "service",
+	port.Host, "announcement", "host", "nexthop", "nodes", "policy", "member", "port", "network", "neighbour", "address", "backend", nlb.Bits, "vip", "service",
 }
 
 func rank(unit string) int {
@@ -90,6 +90,11 @@ func (d *dirty) change(key wire.Key) {
 		d.add(key.String(), key)
 		d.add(port.Host)
 		d.needing(key)
+		for a := range table.All[wire.Announcement](d.view) {
+			if a.Service {
+				d.add(nlb.Nodes(a.Key().ID), key)
+			}
+		}
 	case wire.KindClass:
 		for p := range table.All[wire.Policy](d.view) {
 			d.add(p.Key().String(), key)
@@ -107,7 +112,10 @@ func (d *dirty) change(key wire.Key) {
 			}
 		}
 		d.needing(key)
-	case wire.KindMember, wire.KindAnnouncement, wire.KindNeighbour:
+	case wire.KindAnnouncement:
+		d.add(key.String(), key)
+		d.add(nlb.Nodes(key.ID), key)
+	case wire.KindMember, wire.KindNeighbour:
 		d.add(key.String(), key)
 	case wire.KindPort:
 		d.add(key.String(), key)

@@ -53,6 +53,7 @@ func TestOneServiceFromNothing(t *testing.T) {
 		"put local service 1 port 1 = backend 1 198.51.100.1:8080 flags 1 for backend/1",
 		"put slots 0 = 128×1 128×2 for service/1",
 		"put svc 1 = service 1 203.0.113.1:81/6 slots 0+256 generation 1 flags 0 mtu 1550 seed 0x4d for service/1",
+		"put vip_nodes 203.0.113.1 = host 2 endpoint 10.64.0.2 nexthop 1, host 1 for nodes/203.0.113.1/32",
 		fmt.Sprintf("put vip_bits %d = %#x for vipbits", first(bpf.VIPBit(netip.MustParseAddr("203.0.113.1"))), second(bpf.VIPBit(netip.MustParseAddr("203.0.113.1")))),
 		"put vipaddr4 203.0.113.1 = 1 for vip/203.0.113.1",
 		"put vip4 203.0.113.1:81/6 = 1 for service/1",

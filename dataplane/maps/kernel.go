@@ -33,7 +33,7 @@ func NewKernel(h *host.Host) (*Kernel, error) {
 		Prefixes: m.Prefixes, Vteps: m.Vteps, RuleIDs: m.RuleIds, PortBounds: m.PortBounds, PortBM: m.PortBm,
 		CidrBM: m.CidrBm, Cidr: m.Cidr, PeerBM: m.PeerBm, Members: m.Members, AddrOK: m.AddrOk, Fdb: m.Fdb, Neigh: m.Neigh, Bum: m.Bum,
 		PortCfg: m.PortCfg, AddrPort: m.AddrPort, AddrAllow: m.AddrAllow, AddrNet: m.AddrNet, Local: m.Local, VIPAddr4: m.Vipaddr4, VIP4: m.Vip4,
-		Quic: m.Quic, VIPAddr6: m.Vipaddr6, VIP6: m.Vip6,
+		VIPNodes: m.VipNodes, Quic: m.Quic, VIPAddr6: m.Vipaddr6, VIP6: m.Vip6,
 	}}
 	for at, array := range map[Map]*ebpf.Map{
 		Nexthops: m.Nexthops, Backends: m.Backends, Slots: m.Slots, Svc: m.Svc, VIPBits: m.VipBits,

@@ -49,6 +49,7 @@ const (
 	Quic
 	Slots
 	Svc
+	VIPNodes
 	VIPBits
 	VIPAddr4
 	VIPAddr6
@@ -91,6 +92,7 @@ var traits = [mapEnd]trait{
 	Quic:       {name: "quic"},
 	Slots:      {name: "slots", grace: true},
 	Svc:        {name: "svc", grace: true},
+	VIPNodes:   {name: "vip_nodes"},
 	VIPBits:    {name: "vip_bits"},
 	VIPAddr4:   {name: "vipaddr4"},
 	VIPAddr6:   {name: "vipaddr6"},

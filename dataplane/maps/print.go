@@ -61,7 +61,7 @@ func printKey(id ID) string {
 	case Neigh:
 		k := As[bpf.NeighKey](id.Key)
 		return fmt.Sprintf("%d/%s", k.Vni, k.Ip.Addr())
-	case AddrPort:
+	case AddrPort, VIPNodes:
 		return As[bpf.Ip16](id.Key).Addr().String()
 	case Local:
 		k := As[bpf.LocalKey](id.Key)
@@ -128,12 +128,27 @@ func printValue(e Entry) string {
 		return fmt.Sprintf("backend %d", u32(e.Value))
 	case Slots:
 		return printSlots(e.Value)
+	case VIPNodes:
+		return printNodes(As[bpf.VipNodes](e.Value))
 	case Svc:
 		v := As[bpf.Svc](e.Value)
 		return fmt.Sprintf("service %d %s/%d slots %d+%d generation %d flags %d mtu %d seed %#x",
 			v.Id, netip.AddrPortFrom(v.Vip.Addr(), bpf.BE16(v.Port)), v.Proto, v.SlotBase, v.SlotMask+1, v.Generation, v.Flags, v.Mtu, v.Seed)
 	}
 	return fmt.Sprint(u32(e.Value))
+}
+
+// printNodes lists LB nodes; this host has no endpoint.
+func printNodes(v bpf.VipNodes) string {
+	var all []string
+	for _, n := range v.Node[:min(v.Count, uint32(len(v.Node)))] {
+		if n.Endpoint == 0 {
+			all = append(all, fmt.Sprintf("host %d", n.Host))
+			continue
+		}
+		all = append(all, fmt.Sprintf("host %d endpoint %s nexthop %d", n.Host, bpf.AddrBE32(n.Endpoint), n.Nexthop))
+	}
+	return strings.Join(all, ", ")
 }
 
 // printRules lists the ids of rules; one that keeps its flows has a star.

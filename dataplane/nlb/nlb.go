@@ -85,6 +85,8 @@ func (b *Builder) Unit(name string) (maps.Unit, error) {
 		err = b.vip(&u, id)
 	case "nexthop":
 		err = b.nexthop(&u, id)
+	case nodesKind:
+		err = b.nodes(&u, id)
 	case Bits:
 		b.bits(&u)
 	default:

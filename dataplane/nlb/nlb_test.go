@@ -54,6 +54,8 @@ func program(t fataler, have *maps.Image, caps Capacities, items ...wire.Item) (
 				names = append(names, vip)
 			}
 			names = append(names, v.Key().String())
+		case wire.Announcement:
+			names = append(names, Nodes(v.Key().ID))
 		case wire.Host, wire.Backend:
 			names = append(names, v.Key().String())
 		}
