@@ -300,9 +300,13 @@ func clearMap(m *ebpf.Map) error {
 	}
 }
 
-// Clear the flows of all ports: another story begins.
+// Clear the flows of all ports, and what was refused this second: another story
+// begins, of fewer packets than a host may refuse.
 func (f *Fabric) Clear() error {
 	var errs []error
+	for _, n := range f.nodes {
+		errs = append(errs, n.maps["refusals"].Put(uint32(0), make([]bpf.Refusals, ebpf.MustPossibleCPU())))
+	}
 	for port := range f.ports {
 		errs = append(errs, f.nodes[1+(port-5)/2].detach(port))
 	}
