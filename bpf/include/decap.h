@@ -93,10 +93,12 @@ enum fate {
 	FATE_DROP,
 };
 
-/* What a host does with a packet for a backend of its own. */
-static __always_inline enum fate weigh(const struct trip *t, bool known, __u32 next)
+/* What a host does with a packet for a backend of its own whose flow it does not
+ * know. One that it knows it delivers: what is delivered anyway, which is nearly
+ * all, need not be looked for. */
+static __always_inline enum fate weigh(const struct trip *t, __u32 next)
 {
-	if (known || t->piece.kind == FRAGMENT_LATER)
+	if (t->piece.kind == FRAGMENT_LATER)
 		return FATE_DELIVER;
 	if (t->error)
 		return next && t->hop == 0 ? FATE_HAND_ON : FATE_DROP;
@@ -292,7 +294,9 @@ static __always_inline int travel(struct xdp_md *ctx, const struct cfg *c, struc
 				return send(ctx, c, t);
 		}
 		next = next_owner(ctx, t);
-		fate = weigh(t, is_known_here(t), next);
+		fate = weigh(t, next);
+		if (fate != FATE_DELIVER && is_known_here(t))
+			fate = FATE_DELIVER;
 		if (trace)
 			trace_place(TRACE_WEIGH, t->port, t->backend, is_known_here(t), fate);
 		if (fate == FATE_DELIVER)
