@@ -55,6 +55,7 @@ func command() *cobra.Command {
 		SilenceUsage: true, SilenceErrors: true, Version: agent.Version,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd.Context()) },
 	}
+	c.AddCommand(loadCommand())
 	p := c.Flags()
 	p.StringVar(&f.cfg.Name, "name", "", "of this hypervisor, as it was added")
 	p.StringVar(&f.cfg.State, "state", "/var/lib/cairn/agent", "folder of credentials, desired state and machines")
