@@ -65,7 +65,7 @@ bench-propagation: ## how long a rule takes to 100 simulated and 3 real agents
 	@scripts/build.sh
 	@CGO_ENABLED=0 go run ./test/bench/propagation
 
-bench-nlb: ## time the program of an LB node beside its floor, for one flow and for half a million
+bench-nlb: ## time the programs that balance load beside floors, and live frames beside nftables DNAT
 	@CGO_ENABLED=0 go run ./test/bench/nlb
 
 race: ## the pure ring with the race detector throughout (half an hour)

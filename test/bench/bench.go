@@ -46,8 +46,12 @@ func (f Figure) String() string {
 // Ratio of two figures' lower quartiles.
 func Ratio(f, to Figure) float64 { return f.P25 / to.P25 }
 
-// headFast is how much of a frame the XDP driver restores, always: HEAD_FAST.
+// headFast is how much of a frame the XDP driver restores: HEAD_FAST. Of a shape
+// with HeadMax it restores that.
 const headFast = 64
+
+// HeadMax is the most of a frame that is restored.
+const HeadMax = len(driveShape{}.Head)
 
 // Driver holds the driver's programs and maps.
 type Driver struct{ objects driveObjects }

@@ -169,7 +169,7 @@ static __always_inline void next_flow_fast(const struct shape *s, __u32 *address
 	*port = __builtin_bswap16(s->port + (((mixed & 0xffffffff) * s->ports) >> 32));
 }
 
-#define HEAD_FAST 64 /* as much of a frame as drive_xdp restores */
+#define HEAD_FAST 64 /* as much of a frame as drive_xdp restores at a time */
 
 SEC("xdp")
 int drive_xdp(struct xdp_md *xdp)
@@ -186,6 +186,13 @@ int drive_xdp(struct xdp_md *xdp)
 		return XDP_ABORTED;
 	for (int i = 0; i < HEAD_FAST / 8; i++)
 		head[i] = ((__u64 *)s->head)[i];
+	if (s->length == HEAD_MAX) {
+		head = bytes_at(xdp, HEAD_FAST, HEAD_FAST);
+		if (!head)
+			return XDP_ABORTED;
+		for (int i = 0; i < HEAD_FAST / 8; i++)
+			head[i] = ((__u64 *)s->head)[HEAD_FAST / 8 + i];
+	}
 	next_flow_fast(s, &address, &port);
 	address_at = bytes_at(xdp, s->address_at, sizeof(address));
 	port_at = bytes_at(xdp, s->port_at, sizeof(port));
@@ -216,7 +223,7 @@ static __always_inline __u16 folded(__u32 sum)
 /*
  * Sends frames of the shape on through the device of note[0], for a run with
  * live frames. Those are recycled as the receiver has left them, so every byte
- * of the head is written each time. Checksums are made up: IPv4's from note[1],
+ * of the first HEAD_FAST, all headers, is written each time. Checksums are made up: IPv4's from note[1],
  * the sum of the header's words without the varied address; that of L4, which
  * lies at note[3] unless that is 0, from note[2], the sum of the words that it
  * covers without what is varied.
@@ -225,24 +232,30 @@ SEC("xdp")
 int spray(struct xdp_md *xdp)
 {
 	struct shape *s = bpf_map_lookup_elem(&shapes, &only);
-	__u32 address = 0, length, varied;
-	__u16 port = 0, check;
+	__u32 address = 0, varied, *address_at;
+	__u16 port = 0, *port_at, *check;
+	__u64 *head;
 
-	if (!s)
+	head = bytes_at(xdp, 0, HEAD_FAST);
+	if (!s || !head)
 		return XDP_ABORTED;
-	length = s->length;
-	if (!length || length > HEAD_MAX)
+	for (int i = 0; i < HEAD_FAST / 8; i++)
+		head[i] = ((__u64 *)s->head)[i];
+	next_flow_fast(s, &address, &port);
+	address_at = bytes_at(xdp, s->address_at, sizeof(address));
+	port_at = bytes_at(xdp, s->port_at, sizeof(port));
+	check = bytes_at(xdp, 24, sizeof(*check));
+	if (!address_at || !port_at || !check)
 		return XDP_ABORTED;
-	next_flow(s, &address, &port);
-	bpf_xdp_store_bytes(xdp, 0, s->head, length);
-	bpf_xdp_store_bytes(xdp, s->address_at, &address, sizeof(address));
-	bpf_xdp_store_bytes(xdp, s->port_at, &port, sizeof(port));
+	*address_at = address;
+	*port_at = port;
 	varied = (address & 0xffff) + (address >> 16);
-	check = folded(s->note[1] + varied);
-	bpf_xdp_store_bytes(xdp, 24, &check, sizeof(check));
+	*check = folded(s->note[1] + varied);
 	if (s->note[3]) {
-		check = folded(s->note[2] + varied + port);
-		bpf_xdp_store_bytes(xdp, s->note[3], &check, sizeof(check));
+		check = bytes_at(xdp, s->note[3], sizeof(*check));
+		if (!check)
+			return XDP_ABORTED;
+		*check = folded(s->note[2] + varied + port);
 	}
 	return bpf_redirect(s->note[0], 0);
 }
@@ -254,6 +267,26 @@ int let_in(struct xdp_md *xdp)
 {
 	(void)xdp;
 	return XDP_PASS;
+}
+
+/* Written by sink: what has arrived. One record. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} sunk SEC(".maps");
+
+/* The end of a spray, at no cost worth mentioning. */
+SEC("xdp")
+int sink(struct xdp_md *xdp)
+{
+	__u64 *n = bpf_map_lookup_elem(&sunk, &only);
+
+	(void)xdp;
+	if (n)
+		(*n)++;
+	return XDP_DROP;
 }
 
 /* Written by the benchmark: a table of the type, key and population that a
@@ -301,6 +334,71 @@ int bare_tc(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	(*hits)++;
 	return TC_ACT_OK;
+}
+
+/* Written by the benchmark: 64-bit words of which each names one of lines. As
+ * many as the programs under test have slots. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1 << 22);
+	__type(key, __u32);
+	__type(value, __u64);
+} words SEC(".maps");
+
+struct line {
+	__u64 word[4];
+};
+
+/* Written by nobody: records as large as, and as many as, backends. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1 << 17);
+	__type(key, __u32);
+	__type(value, struct line);
+} lines SEC(".maps");
+
+struct page {
+	struct line of[64];
+};
+
+/* Written by lines_xdp: as their counters are. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1 << 11);
+	__type(key, __u32);
+	__type(value, struct page);
+} tallies SEC(".maps");
+
+/* The memory that choosing among so many backends touches, and nothing beside
+ * it: a word at random, the record that it names, and a counter of that. */
+SEC("xdp")
+int lines_xdp(struct xdp_md *xdp)
+{
+	__u64 *n = bpf_map_lookup_elem(&made, &only), *word, mixed;
+	struct page *page;
+	struct line *line;
+	__u32 at, named;
+
+	(void)xdp;
+	if (!n)
+		return XDP_ABORTED;
+	mixed = *n * 0x9e3779b97f4a7c15ULL;
+	mixed ^= mixed >> 29;
+	mixed *= 0xbf58476d1ce4e5b9ULL;
+	at = mixed >> 42;
+	word = bpf_map_lookup_elem(&words, &at);
+	if (!word)
+		return XDP_ABORTED;
+	named = *word;
+	line = bpf_map_lookup_elem(&lines, &named);
+	at = named / 64;
+	page = bpf_map_lookup_elem(&tallies, &at);
+	if (!line || !page || line->word[0])
+		return XDP_ABORTED;
+	page->of[named % 64].word[0]++;
+	return XDP_TX;
 }
 
 char _license[] SEC("license") = "Apache-2.0";

@@ -77,6 +77,8 @@ type driveProgramSpecs struct {
 	FloorTc  *ebpf.ProgramSpec `ebpf:"floor_tc"`
 	FloorXdp *ebpf.ProgramSpec `ebpf:"floor_xdp"`
 	LetIn    *ebpf.ProgramSpec `ebpf:"let_in"`
+	LinesXdp *ebpf.ProgramSpec `ebpf:"lines_xdp"`
+	Sink     *ebpf.ProgramSpec `ebpf:"sink"`
 	Spray    *ebpf.ProgramSpec `ebpf:"spray"`
 }
 
@@ -86,11 +88,15 @@ type driveProgramSpecs struct {
 type driveMapSpecs struct {
 	Bares        *ebpf.MapSpec `ebpf:"bares"`
 	Found        *ebpf.MapSpec `ebpf:"found"`
+	Lines        *ebpf.MapSpec `ebpf:"lines"`
 	Made         *ebpf.MapSpec `ebpf:"made"`
 	Missed       *ebpf.MapSpec `ebpf:"missed"`
 	Shapes       *ebpf.MapSpec `ebpf:"shapes"`
+	Sunk         *ebpf.MapSpec `ebpf:"sunk"`
+	Tallies      *ebpf.MapSpec `ebpf:"tallies"`
 	UnderTestTc  *ebpf.MapSpec `ebpf:"under_test_tc"`
 	UnderTestXdp *ebpf.MapSpec `ebpf:"under_test_xdp"`
+	Words        *ebpf.MapSpec `ebpf:"words"`
 }
 
 // driveVariableSpecs contains global variables before they are loaded into the kernel.
@@ -121,22 +127,30 @@ func (o *driveObjects) Close() error {
 type driveMaps struct {
 	Bares        *ebpf.Map `ebpf:"bares"`
 	Found        *ebpf.Map `ebpf:"found"`
+	Lines        *ebpf.Map `ebpf:"lines"`
 	Made         *ebpf.Map `ebpf:"made"`
 	Missed       *ebpf.Map `ebpf:"missed"`
 	Shapes       *ebpf.Map `ebpf:"shapes"`
+	Sunk         *ebpf.Map `ebpf:"sunk"`
+	Tallies      *ebpf.Map `ebpf:"tallies"`
 	UnderTestTc  *ebpf.Map `ebpf:"under_test_tc"`
 	UnderTestXdp *ebpf.Map `ebpf:"under_test_xdp"`
+	Words        *ebpf.Map `ebpf:"words"`
 }
 
 func (m *driveMaps) Close() error {
 	return _DriveClose(
 		m.Bares,
 		m.Found,
+		m.Lines,
 		m.Made,
 		m.Missed,
 		m.Shapes,
+		m.Sunk,
+		m.Tallies,
 		m.UnderTestTc,
 		m.UnderTestXdp,
+		m.Words,
 	)
 }
 
@@ -156,6 +170,8 @@ type drivePrograms struct {
 	FloorTc  *ebpf.Program `ebpf:"floor_tc"`
 	FloorXdp *ebpf.Program `ebpf:"floor_xdp"`
 	LetIn    *ebpf.Program `ebpf:"let_in"`
+	LinesXdp *ebpf.Program `ebpf:"lines_xdp"`
+	Sink     *ebpf.Program `ebpf:"sink"`
 	Spray    *ebpf.Program `ebpf:"spray"`
 }
 
@@ -167,6 +183,8 @@ func (p *drivePrograms) Close() error {
 		p.FloorTc,
 		p.FloorXdp,
 		p.LetIn,
+		p.LinesXdp,
+		p.Sink,
 		p.Spray,
 	)
 }

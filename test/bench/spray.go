@@ -50,6 +50,20 @@ func (s Shape) padded() Shape {
 // LetIn is the program for the ends of veths that receive.
 func (d *Driver) LetIn() *ebpf.Program { return d.objects.LetIn }
 
+// Sink is a program that counts and drops; Sunk is how many so far.
+func (d *Driver) Sink() *ebpf.Program { return d.objects.Sink }
+
+// Sunk is how many packets the sink has had.
+func (d *Driver) Sunk() (uint64, error) {
+	var perCPU []uint64
+	err := d.objects.Sunk.Lookup(uint32(0), &perCPU)
+	var sum uint64
+	for _, n := range perCPU {
+		sum += n
+	}
+	return sum, err
+}
+
 // headerSum adds the words of the IPv4 header, in wire order as they lie in
 // memory, without its checksum and without the varied address.
 func headerSum(s Shape) uint32 {
@@ -85,53 +99,55 @@ func payloadSum(s Shape) (sum, at uint32) {
 	return sum + tcp<<8 + uint32(bits.ReverseBytes16(uint16(end-l4))), at
 }
 
-// Sprayed is how many packets of a spray Rate times: an nftables list takes its
-// time for each.
+// Sprayed is how many packets of a spray are enough for Rate when each takes
+// microseconds: an nftables list does. A run begins and ends with some 20 ms of
+// waiting in the kernel, so what takes less needs more of them.
 const Sprayed = 20_000
 
-// Rate times sprays until it has Runs of them and gives ns a packet. Received
+// Rate times sprays of so many packets until it has Runs of them and gives ns a
+// packet. Received
 // tells how many packets have arrived since it was last asked. A run in which
 // some were lost has no rate: it is repeated, and spoilt counts it.
-func (d *Driver) Rate(device int, s Shape, before func() error, received func() (uint64, error)) (f Figure, spoilt int, err error) {
+func (d *Driver) Rate(device int, s Shape, packets uint32, before func() error, received func() (uint64, error)) (f Figure, spoilt int, err error) {
 	var ns []float64
 	for warm := false; len(ns) < Runs; {
-		took, got, err := d.sprayOnce(device, s, before, received)
+		took, got, err := d.sprayOnce(device, s, packets, before, received)
 		switch {
 		case err != nil:
 			return f, spoilt, err
-		case got != Sprayed:
+		case got != uint64(packets):
 			if spoilt++; spoilt > Runs {
-				return f, spoilt, fmt.Errorf("%d of %d packets arrived, and it was so in %d runs", got, Sprayed, spoilt)
+				return f, spoilt, fmt.Errorf("%d of %d packets arrived, and it was so in %d runs", got, packets, spoilt)
 			}
 		case !warm:
 			warm = true
 		default:
-			ns = append(ns, float64(took)/Sprayed)
+			ns = append(ns, float64(took)/float64(packets))
 		}
 	}
 	return figureOf(ns), spoilt, nil
 }
 
-func (d *Driver) sprayOnce(device int, s Shape, before func() error, received func() (uint64, error)) (time.Duration, uint64, error) {
+func (d *Driver) sprayOnce(device int, s Shape, packets uint32, before func() error, received func() (uint64, error)) (time.Duration, uint64, error) {
 	if err := before(); err != nil {
 		return 0, 0, err
 	}
 	if _, err := received(); err != nil { // what came before does not count
 		return 0, 0, err
 	}
-	took, err := d.Spray(device, s, Sprayed)
+	took, err := d.Spray(device, s, packets)
 	if err != nil {
 		return 0, 0, err
 	}
-	got, err := settled(received)
+	got, err := settled(packets, received)
 	return took, got, err
 }
 
 // settled adds up what arrives until all of a spray is there or nothing has come
 // for a while.
-func settled(received func() (uint64, error)) (uint64, error) {
+func settled(packets uint32, received func() (uint64, error)) (uint64, error) {
 	var sum uint64
-	for quiet := 0; sum < Sprayed && quiet < 50; quiet++ {
+	for quiet := 0; sum < uint64(packets) && quiet < 50; quiet++ {
 		got, err := received()
 		if err != nil {
 			return sum, err
@@ -140,7 +156,7 @@ func settled(received func() (uint64, error)) (uint64, error) {
 			quiet = 0
 		}
 		sum += got
-		if sum < Sprayed {
+		if sum < uint64(packets) {
 			<-time.After(time.Millisecond)
 		}
 	}

@@ -146,7 +146,7 @@ func (w *wires) measure(f form, rules int) (figure bench.Figure, spoilt int, err
 	}
 	// A table that is full would be timed instead of the rules.
 	flush := func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) }
-	return w.driver.Rate(w.gen.Attrs().Index, shape, flush, w.received)
+	return w.driver.Rate(w.gen.Attrs().Index, shape, bench.Sprayed, flush, w.received)
 }
 
 // received tells how many packets have left since it was last asked.
