@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/cilium/ebpf/rlimit"
 	"github.com/spf13/cobra"
 
 	"cairn/dataplane/load"
@@ -46,9 +45,6 @@ func (f *loadFlags) run(cmd *cobra.Command) (err error) {
 	}
 	if f.unload {
 		return load.Unload(f.pins)
-	}
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return err
 	}
 	begin := time.Now()
 	n, err := load.Open(load.Want{VIPs: f.vips, Targets: f.targets, Protocols: []uint8{load.TCP, load.UDP}})

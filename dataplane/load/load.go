@@ -14,6 +14,7 @@ import (
 	"net/netip"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
 
 	"cairn/bpf"
 	"cairn/cloud/wire"
@@ -99,6 +100,9 @@ type Node struct {
 func Open(w Want) (*Node, error) {
 	if err := w.check(); err != nil {
 		return nil, err
+	}
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("lift the limit of locked memory: %w", err)
 	}
 	specs, err := bpf.LoadCollectionSpecs()
 	if err != nil {
