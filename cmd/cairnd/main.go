@@ -40,7 +40,7 @@ func command() *cobra.Command {
 	hv.AddCommand(hypervisorAdd(&f), hypervisorList(&f))
 	pool := &cobra.Command{Use: "pool", Short: "the addresses of the zone"}
 	pool.AddCommand(poolAdd(&f))
-	root.AddCommand(initialise(&f), run(&f), hv, pool, publicGroup(&f), smtp(&f))
+	root.AddCommand(initialise(&f), run(&f), hv, pool, publicGroup(&f), smtp(&f), seeds(&f))
 	return root
 }
 

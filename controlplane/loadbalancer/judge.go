@@ -152,7 +152,9 @@ func sooner(a, b time.Time) time.Time {
 // gone. Where backends join one after the other, slots that have just moved are
 // left alone for a while, and where one leaves, those that it has just taken
 // over: again is when that ends, zero if none is waited for.
-func assign(old slots.Table, backends []store.BackendDoc, now time.Time) (table slots.Table, again time.Time) {
+// While a seed rotates only what has to moves: who owns slots keeps them, and shares
+// those of who drains or dies.
+func assign(old slots.Table, backends []store.BackendDoc, rotating bool, now time.Time) (table slots.Table, again time.Time) {
 	want := slots.Want{Patient: true, Weights: map[uint32]int{}}
 	known := map[uint32]bool{0: true}
 	var joined time.Time
@@ -177,6 +179,9 @@ func assign(old slots.Table, backends []store.BackendDoc, now time.Time) (table 
 			}
 		}
 	}
+	if rotating {
+		freeze(old, &want)
+	}
 	table, kept := keep(old, slots.Assign(old, want), want.Dead, backends, now)
 	want.Patient = false
 	balanced, _ := keep(table, slots.Assign(table, want), want.Dead, backends, now)
@@ -187,4 +192,13 @@ func assign(old slots.Table, backends []store.BackendDoc, now time.Time) (table 
 		return table, sooner(kept, until)
 	}
 	return balanced, kept
+}
+
+// freeze leaves those who want slots as they are: whoever has none waits.
+func freeze(old slots.Table, want *slots.Want) {
+	shares := old.Shares()
+	owners := slices.DeleteFunc(slices.Clone(want.Backends), func(b uint32) bool { return shares[b] == 0 })
+	if len(owners) > 0 {
+		want.Backends, want.Weights = owners, shares
+	}
 }

@@ -246,11 +246,11 @@ func TestKeepForgetsNobody(t *testing.T) {
 			}
 			return forgotten
 		}
-		table, again := assign(old, backends, now)
+		table, again := assign(old, backends, false, now)
 		if n := check(table); n > 0 {
 			t.Fatalf("%d owners forgotten", n)
 		}
-		if more, _ := assign(table, backends, now); !slices.Equal(more, table) {
+		if more, _ := assign(table, backends, false, now); !slices.Equal(more, table) {
 			t.Fatal("the same again moves slots")
 		}
 		if n := check(slots.Assign(old, want)); n > 0 {
@@ -259,7 +259,7 @@ func TestKeepForgetsNobody(t *testing.T) {
 				t.Fatalf("looks again at %s", again)
 			}
 		}
-		last, _ := assign(table, backends, now.Add(keepFor))
+		last, _ := assign(table, backends, false, now.Add(keepFor))
 		for b, n := range last.Shares() {
 			if len(want.Backends) > 0 && n > 0 && !slices.Contains(want.Backends, b) {
 				t.Fatalf("%d has %d slots in the end", b, n)

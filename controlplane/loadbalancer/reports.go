@@ -356,11 +356,15 @@ func hear(tx *store.Tx, d dueOne) (outcome, bool, error) {
 		}
 		if v, ok := d.heard.drained[one.Number]; ok && h.numbers[v.host] == one.Host && v.generation == s.Body.SlotsGeneration {
 			empty = append(empty, one.Number)
+			if s.Body.Rotating {
+				one.Empty = v.generation
+			}
 		}
 	}
+	rotated(&s.Body)
 	o, err := weigh(tx, s, h, empty...)
 	after := o.service.Body
-	return o, o.moved || after.Panic != before.Panic || !slices.Equal(after.Backends, before.Backends), err
+	return o, o.moved || after.Panic != before.Panic || after.Rotating != before.Rotating || !slices.Equal(after.Backends, before.Backends), err
 }
 
 // tell a backend what its host has found. A host that has just begun to look

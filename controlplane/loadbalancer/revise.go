@@ -44,7 +44,7 @@ func weigh(tx *store.Tx, s service, h hosts, drained ...uint32) (outcome, error)
 		table = slots.Settle(table, owner)
 	}
 	var balanced time.Time
-	o.table, balanced = assign(table, d.Backends, tx.Now().UTC())
+	o.table, balanced = assign(table, d.Backends, d.Rotating, tx.Now().UTC())
 	part(d.Backends, o.table, tx.Now().UTC())
 	o.again = sooner(o.again, balanced)
 	o.moved = !slices.Equal(o.table, old)

@@ -144,6 +144,7 @@ type BackendDoc struct {
 	Removed    time.Time  `json:"removed,omitzero"` // last taken out because of a verdict
 	Leaving    time.Time  `json:"leaving,omitzero"` // its instance is on its way out, since then
 	Closed     bool       `json:"closed,omitempty"` // and all hosts know it
+	Empty      uint64     `json:"empty,omitempty"`  // generation of the slots by which it has no flow in another's
 }
 
 // HypervisorDoc is a hypervisor: what the operator said when adding it, what

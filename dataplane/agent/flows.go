@@ -128,7 +128,24 @@ func former(view table.View, self uint32) map[drainKey]lease {
 			out[k] = l
 		}
 	}
+	rotating(view, self, out)
 	return out
+}
+
+// rotating adds the backends on this host of services whose seed rotates: each may
+// have flows that began by the seed before.
+func rotating(view table.View, self uint32, out map[drainKey]lease) {
+	for b := range table.All[wire.Backend](view) {
+		s, ok := table.Get[wire.Service](view, fmt.Sprint(b.Service))
+		if !ok || !s.Rotating || b.Host != self {
+			continue
+		}
+		k := drainKey{b.Service, b.ID}
+		l := out[k]
+		l.port, l.generation, l.draining, l.closed = b.Port, s.SlotsGeneration, b.Draining, false
+		l.slots += maphash.Comparable(slotSeed, s.Seed)
+		out[k] = l
+	}
 }
 
 // closed reports whether a draining backend gets no new flow from the moment on
@@ -191,8 +208,9 @@ func (a *Agent) drain(d *drains, now time.Time) {
 	}
 	for _, k := range d.due(now) {
 		l := d.leases[k]
-		s, _ := table.Get[wire.Slots](view, fmt.Sprint(k.service))
-		n, err := a.liveFlows(l.port, k, s.Table)
+		body, _ := table.Get[wire.Slots](view, fmt.Sprint(k.service))
+		s, _ := table.Get[wire.Service](view, fmt.Sprint(k.service))
+		n, err := a.liveFlows(l.port, k, body.Table, s)
 		if err != nil {
 			a.log.Warn("draining flows not counted", "service", k.service, "backend", k.backend, "error", err)
 			continue
@@ -204,9 +222,9 @@ func (a *Agent) drain(d *drains, now time.Time) {
 	}
 }
 
-// liveFlows counts a backend's flows in slots that another one owns now. A port
-// without a flow table has none.
-func (a *Agent) liveFlows(port uint32, k drainKey, body []byte) (int, error) {
+// liveFlows counts a backend's flows in slots that another one owns now, by the
+// service's seed as it is now. A port without a flow table has none.
+func (a *Agent) liveFlows(port uint32, k drainKey, body []byte, s wire.Service) (int, error) {
 	flows, err := a.host.Flows(port)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return 0, nil
@@ -221,11 +239,22 @@ func (a *Agent) liveFlows(port uint32, k drainKey, body []byte) (int, error) {
 	}
 	n, now := 0, uint64(monotonic())
 	err = flows.Each(func(key bpf.CtKey, f bpf.Ct) {
-		if f.Service == k.service && f.Backend == k.backend && t.Select(f.Hash).Cur() != k.backend && alive(key, f, now) {
+		if f.Service == k.service && f.Backend == k.backend && t.Select(hashNow(s, key, f)).Cur() != k.backend && alive(key, f, now) {
 			n++
 		}
 	})
 	return n, err
+}
+
+// hashNow of a balanced flow's packets. The flow remembers the hash that it began
+// with, and the seed may have rotated since. Who calls its own VIP is seen under
+// another address than the one that was hashed: such a flow keeps what it has.
+func hashNow(s wire.Service, key bpf.CtKey, f bpf.Ct) uint32 {
+	peer, vip := key.Peer.Addr(), f.Vip.Addr()
+	if peer.IsLinkLocalUnicast() || f.Vip.Addr() != s.VIP.Unmap() {
+		return f.Hash
+	}
+	return slots.Hash(s.Seed, peer, vip, bpf.BE16(f.PeerPort), bpf.BE16(f.VipPort), key.Proto, s.SourceHash)
 }
 
 // alive tells whether somebody may still send in a flow. Closed ones linger for

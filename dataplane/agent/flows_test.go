@@ -3,11 +3,13 @@
 package agent
 
 import (
+	"net/netip"
 	"testing"
 	"time"
 
 	"cairn/bpf"
 	"cairn/cloud/wire"
+	"cairn/lb/slots"
 )
 
 func TestFormerOwnersWaitBeforeTheyAreCounted(t *testing.T) {
@@ -114,6 +116,40 @@ func TestTwoAgentsDoNotShareAState(t *testing.T) {
 	for want := range uint64(3) {
 		if n, err := countStart(folder); err != nil || n != want {
 			t.Errorf("%d starts before, want %d: %v", n, want, err)
+		}
+	}
+}
+
+// While the seed rotates every backend here may have flows from before, whoever owns
+// which slot; they are counted by the new seed, whatever hash they began with.
+func TestRotatingServicesAreCounted(t *testing.T) {
+	w := newWorld(t)
+	defer w.table.Close()
+	s := aService(1)
+	w.mustApply(small())
+	if got := former(w.table.View(), 1); len(got) != 0 {
+		t.Errorf("nothing rotates: %v", got)
+	}
+	s.Rotating, s.PrevSeed, s.Seed, s.SlotsGeneration = true, s.Seed, 5, 9
+	w.mustApply([]wire.Item{s})
+	got := former(w.table.View(), 1)
+	if l := got[drainKey{1, 1}]; len(got) != 1 || l.port != 1 || l.generation != 9 || l.closed || l.slots == 0 {
+		t.Errorf("backend 1 is the one of this host: %v", got)
+	}
+	peer := netip.MustParseAddr("192.0.2.9")
+	f := bpf.Ct{Hash: 77, Vip: bpf.IP16(s.VIP), VipPort: bpf.BE16(s.Port), PeerPort: bpf.BE16(1234)}
+	for name, c := range map[string]struct {
+		peer string
+		vip  netip.Addr
+		want uint32
+	}{
+		"a client's":           {"192.0.2.9", s.VIP, slots.Hash(5, peer, s.VIP, 1234, s.Port, 6, false)},
+		"its own client's":     {"169.254.169.252", s.VIP, 77},
+		"of a VIP from before": {"192.0.2.9", netip.MustParseAddr("203.0.113.99"), 77},
+	} {
+		f.Vip = bpf.IP16(c.vip)
+		if got := hashNow(s, bpf.CtKey{Peer: bpf.IP16(netip.MustParseAddr(c.peer)), PeerPort: bpf.BE16(60000), Proto: 6}, f); got != c.want {
+			t.Errorf("%s: %#x, want %#x", name, got, c.want)
 		}
 	}
 }

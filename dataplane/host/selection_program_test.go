@@ -85,6 +85,7 @@ type selection struct {
 	*testing.T
 	*ebpf.Collection
 	record bpf.Svc
+	table  slots.Table
 	run    ebpf.RunOptions
 	agreed int
 }
@@ -103,6 +104,7 @@ func newSelection(t *testing.T) *selection {
 	for i := range uint32(256) {
 		b.put("backends", i+1, &bpf.Backend{Endpoint: endpoint2, Nexthop: 1, Flags: bpf.BackendValid, Mac: [6]uint8{2, 0, 0, 0, uint8(i)}})
 		b.put("slots", 256+i, bpf.Slot(i+1, 0))
+		b.table = append(b.table, slots.Make(i+1, 0))
 	}
 	return b
 }
@@ -120,12 +122,16 @@ func (b *selection) address(vip netip.Addr) {
 	b.put("vip_bits", word, bits|bit)
 }
 
-// serve makes a record of the service, with another seed, protocol and strategy.
+// serve makes a record of the service, with another seed, protocol and strategy; the
+// seed of every second one rotates.
 func (b *selection) serve(to netip.AddrPort, rnd *rand.Rand) {
 	b.record = bpf.Svc{Vip: bpf.IP16(to.Addr()), Port: bpf.BE16(to.Port()), Proto: packet.ProtoTCP, Id: 1,
 		SlotBase: 256, SlotMask: 255, Seed: rnd.Uint32(), Flags: uint32(rnd.IntN(2)) * bpf.SvcSourceHash}
 	if rnd.IntN(2) == 0 {
 		b.record.Proto = packet.ProtoUDP
+	}
+	if rnd.IntN(2) == 0 {
+		b.record.Flags, b.record.PrevSeed = b.record.Flags|bpf.SvcRotating, rnd.Uint32()
 	}
 	b.put("svc", uint32(1), &b.record)
 	id := maps.ServiceID(to, b.record.Proto)
@@ -173,9 +179,15 @@ func (b *selection) agree(to netip.AddrPort, frame []byte, sourceAt int, rnd *ra
 	b.Helper()
 	got, src := b.choose(frame, sourceAt, rnd)
 	s := &b.record
-	hash := slots.Hash(s.Seed, src.Addr(), to.Addr(), src.Port(), to.Port(), s.Proto, s.Flags == bpf.SvcSourceHash)
-	if want := byte(hash & 255); got != want {
-		b.Fatalf("%s to %s proto %d seed %#x flags %d: slot %d, the twin says %d", src, to, s.Proto, s.Seed, s.Flags, got, want)
+	by := func(seed uint32) uint32 {
+		return slots.Hash(seed, src.Addr(), to.Addr(), src.Port(), to.Port(), s.Proto, s.Flags&bpf.SvcSourceHash != 0)
+	}
+	want := b.table.Select(by(s.Seed))
+	if s.Flags&bpf.SvcRotating != 0 {
+		want = b.table.SelectRotating(by(s.Seed), by(s.PrevSeed))
+	}
+	if other := binary.BigEndian.Uint32(b.run.DataOut[50+8:]); uint32(got)+1 != want.Cur() || other != want.Prev() {
+		b.Fatalf("%s to %s proto %d seed %#x, before %#x, flags %d: backend %d and %d, the twin says %v", src, to, s.Proto, s.Seed, s.PrevSeed, s.Flags, got+1, other, want)
 	}
 	b.agreed++
 }

@@ -135,3 +135,19 @@ func Decode(b []byte) (Table, error) {
 	}
 	return t, nil
 }
+
+// SelectRotating returns the slot of a flow while the seed rotates, as its packets
+// are to be sent: hash is by the new seed, before by the old one. Its prev is who had
+// the flow before, for as long as that is another; if the slot of before has moved
+// since, its flows from before are with the owner before.
+func (t Table) SelectRotating(hash, before uint32) Slot {
+	now, was := t.Select(hash), t.Select(before)
+	other := was.Prev()
+	if other == 0 {
+		other = was.Cur()
+	}
+	if other == 0 || other == now.Cur() {
+		return now
+	}
+	return Make(now.Cur(), other)
+}
