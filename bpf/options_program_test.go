@@ -6,6 +6,7 @@ package bpf_test
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -304,4 +305,36 @@ func TestSampledPackets(t *testing.T) {
 	if told < 8 || told > 80 {
 		t.Errorf("%d of 2,048 packets are told of, one in 64 was asked for", told)
 	}
+}
+
+// A frame with a VLAN's tag is another network's, whatever is in it: it passes as it
+// is, to the kernel's own device of that VLAN. Without the tag it is the VIP's.
+func TestTaggedFramesPassUntouched(t *testing.T) {
+	w := newWorld(t)
+	for name, p := range map[string]packet.Packet{
+		"for a VIP":     packet.TCP(client, vip).SYN(),
+		"for a VIP, v6": packet.TCP(client6, vip6).SYN(),
+		"a fragment":    packet.UDP(client, vip).Payload(make([]byte, 64)).Fragment(true, 0),
+		"the tunnel's":  packet.UDP(endpoint2+":50000", endpoint+":4789").Payload(make([]byte, 64)),
+	} {
+		plain := fromRouter(p).Bytes()
+		for kind, tags := range map[string][]byte{
+			"802.1Q":   {0x81, 0, 0, 7},
+			"priority": {0x81, 0, 0xe0, 0},
+			"802.1ad":  {0x88, 0xa8, 0, 9, 0x81, 0, 0, 7},
+		} {
+			t.Run(name+", "+kind, func(t *testing.T) {
+				w := w.of(t)
+				in := slices.Concat(plain[:12], tags, plain[12:])
+				w.expect(moved{bpf.ReasonPassNotInet: 1}, func() {
+					action, out := w.xdp(in)
+					if action != xdpPass {
+						t.Errorf("action %d", action)
+					}
+					w.same("frame", out, in)
+				})
+			})
+		}
+	}
+	w.expect(moved{bpf.ReasonSent: 1}, func() { w.xdp(fromRouter(packet.TCP(client, vip).SYN()).Bytes()) })
 }
