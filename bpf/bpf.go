@@ -74,7 +74,7 @@ func AddrBE32(v uint32) netip.Addr {
 }
 
 // VIPBit says which bit of which word of the map vip_bits stands for a VIP
-// address; the twin of vip_hash and vip_bit in include/nlb.h.
+// address; the twin of vip_hash4, vip_hash6 and vip_bit in include/nlb.h.
 func VIPBit(vip netip.Addr) (word uint32, mask uint64) {
 	b := vip.As16()
 	var h uint32

@@ -149,6 +149,8 @@ int uplink(struct xdp_md *ctx)
 		return leave(XDP_PASS, REASON_PASS_NOT_INET);
 	if (!same_mac(eth->h_dest, c->uplink_mac))
 		return leave(XDP_PASS, REASON_PASS_OTHER_MAC);
+	if (eth->h_proto == bpf_htons(ETH_P_IPV6) && !may_be_vip6(cur))
+		return leave(XDP_PASS, REASON_PASS_HOST);
 	reason = parse(ctx, &cur, eth->h_proto, pkt);
 	if (reason == REASON_MALFORMED)
 		return leave(XDP_DROP, REASON_MALFORMED);
@@ -156,7 +158,7 @@ int uplink(struct xdp_md *ctx)
 		return from_tunnel(ctx, c, cur, &trip);
 	if (is_own(pkt, c) && !reason && is_underlay_error(ctx, pkt))
 		return leave(XDP_PASS, REASON_PASS_UNDERLAY);
-	if (!vip_bit(pkt))
+	if (pkt->family == 4 && !vip_bit(vip_hash4(ip16_v4(&pkt->daddr))))
 		return leave(XDP_PASS, REASON_PASS_HOST);
 	return from_client(ctx, c, &trip, reason);
 }

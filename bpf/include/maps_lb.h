@@ -140,7 +140,7 @@ struct refusals {
 #define VIP_BITS_WORDS 2048
 
 /*
- * Written by the agent: one bit per hash of a VIP address (vip_hash in nlb.h),
+ * Written by the agent: one bit per hash of a VIP address (vip_hash4 and vip_hash6 in nlb.h),
  * set before the address is added, rebuilt on removal. Clear: not ours. 16 KB,
  * so that it stays in cache; 3 % false positives at 4,096 VIPs.
  */

@@ -96,24 +96,33 @@ static __always_inline __u32 flow_hash(const struct svc *s, const struct packet 
 }
 
 /* Odd numbers without a pattern: that of IPv4 is 2^32 by the golden ratio. */
-static __always_inline __u32 vip_hash(const struct packet *pkt)
+static __always_inline __u32 vip_hash4(__be32 ip)
 {
-	const struct ip16 *ip = &pkt->daddr;
-
-	if (pkt->family == 4)
-		return word_of(ip, 3) * 0x9e3779b1;
-	return word_of(ip, 0) * 0x85ebca6b + word_of(ip, 1) * 0xc2b2ae35 + word_of(ip, 2) * 0x27d4eb2f +
-	       word_of(ip, 3) * 0x9e3779b1;
+	return ip * 0x9e3779b1;
 }
 
-/* Is there any VIP with this address' hash? One load, before any hash map. */
-static __always_inline bool vip_bit(const struct packet *pkt)
+static __always_inline __u32 vip_hash6(const __u32 *word)
 {
-	__u32 h = vip_hash(pkt) >> (32 - 17);
+	return word[0] * 0x85ebca6b + word[1] * 0xc2b2ae35 + word[2] * 0x27d4eb2f + word[3] * 0x9e3779b1;
+}
+
+/* Is there any VIP whose address has this hash? One load, before any hash map. */
+static __always_inline bool vip_bit(__u32 hash)
+{
+	__u32 h = hash >> (32 - 17);
 	__u32 word = h >> 6;
 	__u64 *bits = bpf_map_lookup_elem(&vip_bits, &word);
 
 	return bits && (*bits >> (h & 63) & 1);
+}
+
+/* May the IPv6 packet under the cursor be for a VIP? Before anything of it is read: a
+ * packet for nobody we serve costs this alone. */
+static __always_inline bool may_be_vip6(struct cursor c)
+{
+	struct ipv6hdr *ip = take(&c, sizeof(*ip));
+
+	return !ip || vip_bit(vip_hash6(ip->daddr.in6_u.u6_addr32));
 }
 
 /* The index of the record of what is served at the packet's destination. */
