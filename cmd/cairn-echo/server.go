@@ -50,17 +50,18 @@ type server struct {
 
 // run serves until ctx ends.
 func (s *server) run(ctx context.Context, web, echo string) error {
-	httpListener, err := net.Listen("tcp", web) // IPv6, too, where the machine has any
+	// By IPv6, too, where the machine has any.
+	httpListener, err := net.Listen("tcp", web)
 	if err != nil {
 		return err
 	}
 	defer httpListener.Close()
-	tcp, err := net.Listen("tcp4", echo)
+	tcp, err := net.Listen("tcp", echo)
 	if err != nil {
 		return err
 	}
 	defer tcp.Close()
-	udp, err := net.ListenPacket("udp4", echo)
+	udp, err := net.ListenPacket("udp", echo)
 	if err != nil {
 		return err
 	}

@@ -83,7 +83,7 @@ func (c *cloudUnderTest) healthy(want int) {
 func (c *cloudUnderTest) announced(n int) {
 	c.Helper()
 	lab.Eventually(c.T, fmt.Sprintf("%d next hops of the VIP", n), 30*time.Second, func() error {
-		hops, err := c.RouterRoutes(netip.PrefixFrom(c.vip.Addr(), 32))
+		hops, err := c.RouterRoutes(netip.PrefixFrom(c.vip.Addr(), c.vip.Addr().BitLen()))
 		if err == nil && len(hops) != n {
 			err = fmt.Errorf("%d next hops: %v", len(hops), hops)
 		}

@@ -214,7 +214,7 @@ func (c *cloudUnderTest) nothingLeft() {
 	for hv := 1; hv <= c.Hypervisors(); hv++ {
 		lab.Eventually(c.T, fmt.Sprintf("hypervisor %d empty", hv), 30*time.Second, func() error { return c.empty(hv) })
 	}
-	for _, pool := range []netip.Prefix{lab.InstancePrefix, lab.VIPPrefix} {
+	for _, pool := range []netip.Prefix{lab.InstancePrefix, lab.VIPPrefix, lab.InstancePrefix6, lab.VIPPrefix6} {
 		lab.Eventually(c.T, "router without routes to "+pool.String(), 30*time.Second, func() error {
 			routes, err := c.RoutesWithin(pool)
 			if err == nil && len(routes) > 0 {

@@ -58,7 +58,7 @@ func (l *Lab) Endpoint(hv int) netip.Addr {
 // each hypervisor, and plans the daemons.
 func (l *Lab) initControl(ctx context.Context) error {
 	out, err := l.cairnd(ctx, "init", "--state", l.controlState(), "--zone", Zone,
-		"--instance-pool", InstancePrefix.String(), "--vip-pool", VIPPrefix.String(),
+		"--instance-pool", InstancePrefix.String(), "--vip-pool", VIPPrefix.String(), "--vip6-pool", VIPPrefix6.String(),
 		"--instance-pool6", InstancePrefix6.String(), "--elastic-pool", ElasticPrefix.String(), "--elastic6-pool", ElasticPrefix6.String())
 	if err != nil {
 		return err

@@ -36,6 +36,7 @@ var (
 	UnderlayPrefix6 = netip.MustParsePrefix("2001:db8:64::/64")
 	ClientPrefix6   = netip.MustParsePrefix("2001:db8:c::/48")
 	InstancePrefix6 = netip.MustParsePrefix("2001:db8:1::/64")
+	VIPPrefix6      = netip.MustParsePrefix("2001:db8:ee::/64")
 	ElasticPrefix6  = netip.MustParsePrefix("2001:db8:e::/64") // of /96s
 
 	controlAddress = netip.MustParseAddr("10.65.0.1")

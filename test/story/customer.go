@@ -119,11 +119,16 @@ func (c *Customer) Group(name string, tcp ...int64) (v3.UUID, error) {
 	return group, nil
 }
 
-// Admit adds a rule for one port from anywhere.
+// Admit adds a rule for one port from anywhere in IPv4.
 func (c *Customer) Admit(group v3.UUID, protocol v3.AddRuleToSecurityGroupRequestProtocol, port int64) error {
+	return c.AdmitFrom(group, "0.0.0.0/0", protocol, port)
+}
+
+// AdmitFrom adds a rule for one port from a network.
+func (c *Customer) AdmitFrom(group v3.UUID, network string, protocol v3.AddRuleToSecurityGroupRequestProtocol, port int64) error {
 	_, err := c.Done(c.AddRuleToSecurityGroup(c.ctx, group, v3.AddRuleToSecurityGroupRequest{
 		FlowDirection: v3.AddRuleToSecurityGroupRequestFlowDirectionIngress, Protocol: protocol,
-		Network: "0.0.0.0/0", StartPort: port, EndPort: port,
+		Network: network, StartPort: port, EndPort: port,
 	}))
 	return err
 }

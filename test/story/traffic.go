@@ -71,7 +71,11 @@ func Ask(ctx context.Context, from lab.Host, port int, to netip.AddrPort) (Answe
 // AskUDP sends one datagram and reads the answer.
 func AskUDP(ctx context.Context, from lab.Host, to netip.AddrPort) (Answer, error) {
 	var a Answer
-	conn, err := from.DialContext(ctx, "udp4", to.String())
+	network := "udp4"
+	if to.Addr().Is6() {
+		network = "udp6"
+	}
+	conn, err := from.DialContext(ctx, network, to.String())
 	if err != nil {
 		return a, err
 	}
