@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build lab
+
+package speaker
+
+import (
+	"slices"
+	"testing"
+	"time"
+)
+
+// A thousand times a VIP comes or goes, each seen in the router's kernel, and no
+// session is reset: neither for what is announced, nor for how.
+func TestThousandChangesKeepTheSession(t *testing.T) {
+	forEachRouter(t, func(t *testing.T, router string) {
+		r := newRig(t, router)
+		r.startSpeaker("--bfd")
+		r.lookUp(true)
+		begin, err := r.status()
+		must(t, err)
+		var took []time.Duration
+		for i := range 1000 {
+			if announced := i%2 == 0; announced {
+				r.want(labVIP)
+				took = append(took, r.fib(labVIP.Prefix, true))
+			} else {
+				r.want()
+				took = append(took, r.fib(labVIP.Prefix, false))
+			}
+		}
+		slices.Sort(took)
+		t.Logf("1,000 changes: each in the router's kernel after %v (median), %v at most", took[500], took[999])
+		end, err := r.status()
+		must(t, err)
+		was, is := begin.Sessions[0], end.Sessions[0]
+		if is.Flaps != 0 || !is.Established || is.BFD != "up" || !is.Since.Equal(was.Since) {
+			t.Errorf("session %+v, before %+v", is, was)
+		}
+	})
+}
