@@ -29,6 +29,7 @@ var (
 	Other     = netip.MustParseAddr("10.64.0.3")
 	Router    = netip.MustParseAddr("10.64.0.0")
 	FirstVIP  = netip.MustParseAddr("203.0.0.0")
+	FirstVIP6 = netip.MustParseAddr("2001:db8:ee::1")
 	UplinkMAC = [6]byte{0x02, 0xaa, 0, 0, 0, 1} // unless the device has another
 	RouterMAC = [6]byte{0x02, 0xbb, 0, 0, 0, 1}
 )
@@ -49,10 +50,12 @@ const (
 )
 
 // Want says how much is served: port 80 of so many VIPs, from FirstVIP on, over
-// the protocols, each service by so many targets of its own.
+// the protocols, each service by so many targets of its own. With IPv6 the VIPs are
+// those from FirstVIP6 on.
 type Want struct {
 	VIPs, Targets int
 	Protocols     []uint8
+	IPv6          bool
 }
 
 // Most that is made: what the agent's numbers have room for, and 4 GB of slots.
@@ -143,12 +146,23 @@ func (n *Node) configure(device uint32, mac [6]byte) error {
 	return nil
 }
 
+// target i's address, of the VIP's family.
+func target(vip netip.Addr, i uint32) netip.Addr {
+	if vip.Is6() {
+		return netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 14: byte(i >> 8), 15: byte(i)})
+	}
+	return netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)})
+}
+
 // items that a control plane would send.
 func (w Want) items() []wire.Item {
 	out := []wire.Item{
 		wire.Host{ID: self, Name: "lb", Endpoint: Endpoint, MTU: mtu}, wire.Host{ID: other, Name: "hv", Endpoint: Other, MTU: mtu},
 	}
 	number, id, vip := uint32(0), uint32(0), FirstVIP
+	if w.IPv6 {
+		vip = FirstVIP6
+	}
 	for range w.VIPs {
 		for _, protocol := range w.Protocols {
 			number++
@@ -158,7 +172,7 @@ func (w Want) items() []wire.Item {
 				all = append(all, id)
 				out = append(out, wire.Backend{
 					ID: id, Service: number, Host: other, Port: 1 + i, MAC: [6]byte{2, 0xca, 0, 0, byte(i >> 8), byte(i)},
-					Address: netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)}), TargetPort: TargetPort,
+					Address: target(vip, i), TargetPort: TargetPort,
 				})
 			}
 			table := slots.Assign(nil, slots.Want{Backends: all})

@@ -73,7 +73,10 @@ func (b *nlbBench) balancer() error {
 	}
 	defer many.Close()
 	b.filled = time.Since(begin)
-	return b.all(one, many)
+	if err := b.all(one, many); err != nil {
+		return err
+	}
+	return b.ipv6()
 }
 
 type nlbBench struct {
