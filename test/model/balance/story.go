@@ -33,7 +33,6 @@ type Story struct {
 	home   map[Flow]Backend // who got its first packet
 	again  map[Flow]bool    // its client has begun it anew
 	last   Backend
-	stale  []func() // tables that somebody has yet to hear of
 	write  func(Host, uint8, int, slots.Slot) error
 	state  func(Backend) error
 

@@ -148,7 +148,7 @@ func visitOf(x Headers, d Direction) visit {
 }
 
 func (v visit) question() question {
-	return question{v.direction, v.Peer, v.Tuple.Proto, v.Match}
+	return question{v.direction, v.asked(), v.Tuple.Proto, v.Match}
 }
 
 func (v visit) isSYN() bool {
@@ -261,7 +261,7 @@ func (f *Flows) roomForOne() bool { return f.Quota == 0 || f.confirmed() < f.Quo
 // have the packet change its state.
 func (h *Host) renew(p *Port, f *Flow, v visit) Reason {
 	if f.Generation != p.Generation && !f.Host {
-		rule, why := h.permit(p, question{f.First, v.Peer, v.Tuple.Proto, f.Match})
+		rule, why := h.permit(p, question{f.First, v.asked(), v.Tuple.Proto, f.Match})
 		switch {
 		case why == None:
 			f.Rule, f.Keep = rule.ID, rule.Keep
@@ -314,7 +314,7 @@ func (h *Host) Unjudged(p *Port, generation uint32) (Tuple, bool) {
 		if f.Generation != generation || f.Host || f.Keep || f.Left(t.Proto, h.Now) < 0 {
 			continue
 		}
-		if _, why := h.permit(p, question{f.First, t.Peer, t.Proto, f.Match}); why != None {
+		if _, why := h.permit(p, question{f.First, t.asked(), t.Proto, f.Match}); why != None {
 			return t, true
 		}
 	}

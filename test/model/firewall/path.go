@@ -51,17 +51,28 @@ func (h *Host) FromVM(id PortID, b []byte, choose Chooser) Verdict {
 	if x.TTL <= 1 {
 		return because(HopsSpent)
 	}
+	hairpin := isHairpin(x.Dst)
+	switch {
+	case hairpin && x.Piece != nil:
+		return because(NotAllowed)
+	case hairpin && x.isError():
+		return because(ICMPUnmatched)
+	}
 	v := visitOf(x, Out)
-	v.answerOnly = x.Dst == h.Probe
+	v.answerOnly = x.Dst == h.Probe || hairpin
 	f, _, why := h.examine(p, &v, b, choose)
 	if why != None {
 		return because(why)
 	}
 	out := h.mendOut(v, f, x.edit(b)).hop()
-	if v.answerOnly {
+	if x.Dst == h.Probe {
 		return Verdict{ToDoor, f.Rule, 0, out.macs(h.Gateway, h.Door).b}
 	}
-	if to, neighbour := h.at(x.Dst); neighbour != nil {
+	dst := x.Dst
+	if hairpin {
+		dst = v.Own
+	}
+	if to, neighbour := h.at(dst); neighbour != nil {
 		return h.enter(to, neighbour, out.b, choose)
 	}
 	return Verdict{ToUplink, f.Rule, 0, out.b}
@@ -109,6 +120,9 @@ func (h *Host) mendOut(v visit, f *Flow, e edit) edit {
 	if f.WirePort != v.PeerPort {
 		e = e.destinationPort(f.WirePort)
 	}
+	if isHairpin(v.Peer) {
+		e = e.destination(v.Own)
+	}
 	return e
 }
 
@@ -126,7 +140,7 @@ func (h *Host) maySend(p *Port, x Headers, why Reason) Reason {
 	if isSpecial(x.Src) {
 		return BadSource
 	}
-	if x.Dst == h.Probe || x.Dst == h.Metadata {
+	if x.Dst == h.Probe || x.Dst == h.Metadata || isHairpin(x.Dst) {
 		return None
 	}
 	if isSpecial(x.Dst) {
@@ -176,6 +190,9 @@ func (h *Host) deliver(id PortID, p *Port, b []byte, v visit, choose Chooser) Ve
 		return v.tooBig(p, b)
 	}
 	e := v.edit(b).macs(h.Gateway, p.MAC)
+	if v.service != 0 && v.quoted == nil && isHairpin(v.Peer) {
+		e = e.source(v.Peer)
+	}
 	if t.PeerPort == v.PeerPort {
 		return Verdict{ToPort, f.Rule, id, e.b}
 	}
@@ -220,6 +237,12 @@ func (h *Host) FromUplink(b []byte, service ServiceID, choose Chooser) Verdict {
 	}
 	v := visitOf(x, In)
 	v.service = service
+	if service != 0 && x.Src == x.Dst {
+		if x.Piece != nil {
+			return because(NotAllowed)
+		}
+		v.Peer = hairpinOf(x.Dst)
+	}
 	return h.deliver(id, p, b, v, choose)
 }
 

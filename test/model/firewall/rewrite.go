@@ -45,6 +45,13 @@ func (e edit) source(a netip.Addr) edit {
 	return e.address(e.x.L3+12, a)
 }
 
+func (e edit) destination(a netip.Addr) edit {
+	if e.x.isV6() {
+		return e.address(e.x.L3+24, a)
+	}
+	return e.address(e.x.L3+16, a)
+}
+
 func (e edit) sourcePort(port uint16) edit { return e.port(e.x.L4, port) }
 
 func (e edit) destinationPort(port uint16) edit { return e.port(e.x.L4+2, port) }
