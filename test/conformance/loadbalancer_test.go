@@ -173,7 +173,7 @@ func TestServiceOnTheWire(t *testing.T) {
 	}
 	service := l["services"].([]any)[0].(map[string]any)
 	for got, want := range map[string]string{
-		keys(l):                        "created-at id ip name services state",
+		keys(l):                        "addressfamily created-at id ip name services state",
 		keys(service):                  "healthcheck healthcheck-status id instance-pool name port protocol state strategy target-port",
 		keys(service["healthcheck"]):   "interval mode port retries timeout",
 		keys(service["instance-pool"]): "id",

@@ -27,6 +27,10 @@ var beyond = []string{
 	"private-network.broadcast-rate",
 	".allowed-addresses",
 	".protocol-number",
+	"load-balancer.addressfamily", // in the newer contract
+	".connection-limit",
+	".source-rate",
+	".quic",
 	".keep-established",
 }
 
