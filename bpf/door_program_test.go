@@ -158,7 +158,8 @@ func TestOnlyAnswersComeThroughTheMetadataDoor(t *testing.T) {
 		"in the middle":             {public5, packet.TCP(public5.second, metadata).ACK(), bpf.ReasonNoDoorFlow},
 		"in the middle, private":    {private20, packet.TCP(private20.second, metadata).ACK(), bpf.ReasonNoDoorFlow},
 		"a neighbour's identity":    {public5, syn.To("198.18.0.6:80"), bpf.ReasonBadDestination},
-		"another of the host's":     {public5, syn.To("169.254.169.252:80"), bpf.ReasonBadDestination},
+		"another of the host's":     {public5, syn.To("169.254.169.251:80"), bpf.ReasonBadDestination},
+		"itself, behind a VIP":      {public5, syn.To("169.254.169.252:80"), bpf.ReasonNoDoorFlow},
 	} {
 		t.Run(name, func(t *testing.T) { w.of(t).keptIn(c.from, c.p, c.why) })
 	}

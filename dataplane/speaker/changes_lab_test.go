@@ -5,13 +5,15 @@
 package speaker
 
 import (
+	"os"
 	"slices"
 	"testing"
 	"time"
 )
 
 // A thousand times a VIP comes or goes, each seen in the router's kernel, and no
-// session is reset: neither for what is announced, nor for how.
+// session is reset: neither for what is announced, nor for how. FRR takes 60 ms for
+// one: it does the thousand with CAIRN_LONG=1 (make long), else two hundred.
 func TestThousandChangesKeepTheSession(t *testing.T) {
 	forEachRouter(t, func(t *testing.T, router string) {
 		r := newRig(t, router)
@@ -20,7 +22,11 @@ func TestThousandChangesKeepTheSession(t *testing.T) {
 		begin, err := r.status()
 		must(t, err)
 		var took []time.Duration
-		for i := range 1000 {
+		changes := 1000
+		if router != "bird" && os.Getenv("CAIRN_LONG") == "" {
+			changes = 200
+		}
+		for i := range changes {
 			if announced := i%2 == 0; announced {
 				r.want(labVIP)
 				took = append(took, r.fib(labVIP.Prefix, true))
@@ -30,7 +36,7 @@ func TestThousandChangesKeepTheSession(t *testing.T) {
 			}
 		}
 		slices.Sort(took)
-		t.Logf("1,000 changes: each in the router's kernel after %v (median), %v at most", took[500], took[999])
+		t.Logf("%d changes on %s: each in the router's kernel after %v (median), %v at most", changes, router, took[changes/2], took[changes-1])
 		end, err := r.status()
 		must(t, err)
 		was, is := begin.Sessions[0], end.Sessions[0]
