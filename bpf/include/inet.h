@@ -96,26 +96,46 @@ static __always_inline bool is_odd_tcp(__u8 flags)
 #define TCP_OPTION_NOP	 1
 #define TCP_OPTION_SCALE 3
 
+struct tcp_options {
+	__u8 b[64];
+	__u32 length;
+	__u32 wanted; /* kind */
+	__u32 pos;
+	__u32 found; /* place of the wanted one, and 1; 0: it is not there */
+};
+
+/* One option more; 1 ends the walk. A callback, so that the verifier reads the walk once
+ * and not once for each place where an option may begin. */
+static long walk_option(__attribute__((unused)) __u32 i, struct tcp_options *o)
+{
+	__u32 pos = o->pos;
+	__u8 kind = o->b[pos & 63], size = o->b[(pos + 1) & 63];
+
+	if (pos + 2 >= o->length || kind == TCP_OPTION_END)
+		return 1;
+	if (kind == o->wanted) {
+		o->found = pos + 1;
+		return 1;
+	}
+	if (kind != TCP_OPTION_NOP && size < 2)
+		return 1;
+	o->pos = pos + (kind == TCP_OPTION_NOP ? 1 : size);
+	return 0;
+}
+
 /* The window scale among a SYN's options (RFC 7323, 2.2): at most 14. */
 static __noinline __u8 window_scale(struct __sk_buff *skb, __u32 at, __u32 length)
 {
-	__u8 option[64] = {};
-	__u32 pos = 0;
+	struct tcp_options o = { .length = length, .wanted = TCP_OPTION_SCALE };
+	__u8 scale;
 
-	if (!length || length > TCP_OPTIONS_MAX || bpf_skb_load_bytes(skb, at, option, length))
+	if (!length || length > TCP_OPTIONS_MAX || bpf_skb_load_bytes(skb, at, o.b, length))
 		return SCALE_NONE;
-	for (int i = 0; i < TCP_OPTIONS_MAX; i++) {
-		__u8 kind = option[pos & 63], size = option[(pos + 1) & 63], scale = option[(pos + 2) & 63];
-
-		if (pos + 2 >= length || kind == TCP_OPTION_END)
-			return SCALE_NONE;
-		if (kind == TCP_OPTION_SCALE)
-			return scale < 14 ? scale : 14;
-		pos += kind == TCP_OPTION_NOP ? 1 : size;
-		if (kind != TCP_OPTION_NOP && size < 2)
-			return SCALE_NONE;
-	}
-	return SCALE_NONE;
+	bpf_loop(TCP_OPTIONS_MAX, walk_option, &o, 0);
+	if (!o.found)
+		return SCALE_NONE;
+	scale = o.b[(o.found + 1) & 63];
+	return scale < 14 ? scale : 14;
 }
 
 static __always_inline enum reason read_tcp(struct __sk_buff *skb, struct cursor *c, struct inet *p, __u32 room)

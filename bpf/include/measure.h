@@ -59,20 +59,32 @@ static __noinline struct latency *latency_of(__u32 service)
 	return bpf_map_lookup_elem(&svc_latency, &service);
 }
 
+#define LATENCY_MOST ((1ULL << (LATENCY_BUCKETS - 1)) - 1) /* us, in the last bucket */
+
+/* How many bits v < 2^32 has, without a branch, since the verifier follows each. */
+static __always_inline __u32 bits_of(__u64 v)
+{
+	__u32 bits = 0, step;
+
+	for (int half = 16; half; half /= 2) {
+		step = ((1ULL << half) - 1 - v) >> 63 << __builtin_ctz(half);
+		v >>= step;
+		bits += step;
+	}
+	return bits + (__u32)v;
+}
+
 /* The answer to the first SYN has come after ns. Global, so that the verifier reads it
  * once. */
 __noinline int count_latency(__u32 service, __u64 ns)
 {
 	struct latency *l = latency_of(service);
 	__u64 us = ns / 1000;
-	__u32 bucket = 0;
+	__u32 bucket;
 
 	if (!l)
 		return 0;
-	for (__u32 i = 0; i < LATENCY_BUCKETS - 1; i++) {
-		if (us >> i)
-			bucket = i + 1;
-	}
+	bucket = bits_of(us < LATENCY_MOST ? us : LATENCY_MOST);
 	if (bucket < LATENCY_BUCKETS)
 		l->count[bucket]++;
 	l->sum += us;

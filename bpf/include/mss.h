@@ -15,25 +15,17 @@
 /* Where a SYN's MSS lies in the frame, and what it is; 0: it names none. */
 static __noinline __u32 find_mss(struct __sk_buff *skb, __u32 at, __u32 length, __u16 *mss)
 {
-	__u8 option[64] = {};
-	__u32 pos = 0;
+	struct tcp_options o = { .length = length, .wanted = TCP_OPTION_MSS };
+	__u32 pos;
 
-	if (!mss || !length || length > TCP_OPTIONS_MAX || bpf_skb_load_bytes(skb, at, option, length))
+	if (!mss || !length || length > TCP_OPTIONS_MAX || bpf_skb_load_bytes(skb, at, o.b, length))
 		return 0;
-	for (int i = 0; i < TCP_OPTIONS_MAX; i++) {
-		__u8 kind = option[pos & 63], size = option[(pos + 1) & 63];
-
-		if (pos + 4 > length || kind == TCP_OPTION_END)
-			return 0;
-		if (kind == TCP_OPTION_MSS) {
-			*mss = option[(pos + 2) & 63] << 8 | option[(pos + 3) & 63];
-			return size == 4 ? at + pos + 2 : 0;
-		}
-		if (kind != TCP_OPTION_NOP && size < 2)
-			return 0;
-		pos += kind == TCP_OPTION_NOP ? 1 : size;
-	}
-	return 0;
+	bpf_loop(TCP_OPTIONS_MAX, walk_option, &o, 0);
+	pos = o.found - 1;
+	if (!o.found || pos + 4 > length || o.b[(pos + 1) & 63] != 4)
+		return 0;
+	*mss = o.b[(pos + 2) & 63] << 8 | o.b[(pos + 3) & 63];
+	return at + pos + 2;
 }
 
 /* Let a SYN ask for no larger segments than fit into an IP packet of mtu. An option
