@@ -219,7 +219,7 @@ func (l *logged) counts(t *testing.T) {
 	must(t, "dial", err)
 	defer conn.Close()
 	buffer := make([]byte, 2048)
-	for _, size := range []int{1, 100, 1000, 1400} {
+	for _, size := range []int{1, 100, 1000, 1460} {
 		must(t, "deadline", conn.SetDeadline(time.Now().Add(2*time.Second)))
 		_, err := conn.Write([]byte(strings.Repeat("x", size)))
 		must(t, "send", err)
