@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -63,6 +64,10 @@ func (m *mark) write(at table.Mark) error {
 
 func (m *mark) close() { _ = m.m.Close() } // it is pinned
 
+// patience with the lock of an agent that has just been killed: a child of it that
+// was being started then holds the file a moment longer.
+const patience = 2 * time.Second
+
 // lock keeps a second agent from working with the same state: the two would
 // undo each other's machines. It ends with the process.
 func lock(state string) (*os.File, error) {
@@ -70,7 +75,12 @@ func lock(state string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	for begin := time.Now(); errors.Is(err, unix.EWOULDBLOCK) && time.Since(begin) < patience; {
+		time.Sleep(20 * time.Millisecond)
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: another agent works with this state: %w", state, err), f.Close())
 	}
 	return f, nil

@@ -36,7 +36,14 @@ func TestUnhealthyBackendIsLeftOut(t *testing.T) {
 		return c.Health(c.nlb.ID, c.service.ID, v3.LoadBalancerServerStatusStatusFailure, 1)
 	})
 	t.Logf("verdict after %s", time.Since(stopped).Round(time.Millisecond))
-	c.inStep()
+	lab.Eventually(t, "two backends that own slots, on all hosts", time.Second, func() error {
+		for hv := 1; hv <= c.Hypervisors(); hv++ {
+			if n := c.owners(hv); n != 2 {
+				return fmt.Errorf("hv%d: %d backends own slots", hv, n)
+			}
+		}
+		return nil
+	})
 	s := story.AskMany(t.Context(), c.Lab.Client(1), c.vip, story.Ports(20000, 500), 1)
 	for _, err := range s.Errors {
 		t.Error(err)
@@ -44,6 +51,17 @@ func TestUnhealthyBackendIsLeftOut(t *testing.T) {
 	if len(s.Answered) != 2 {
 		t.Errorf("%d backends answered, want the two that live: %s", len(s.Answered), s)
 	}
+}
+
+// owners counts the backends that own slots in a host's table.
+func (c *cloudUnderTest) owners(hv int) (n int) {
+	c.Helper()
+	for _, b := range c.services(hv)[0].Backends {
+		if b.Slots > 0 {
+			n++
+		}
+	}
+	return n
 }
 
 // stopWorkload freezes an instance's process: its port stays, its service does
@@ -85,14 +103,8 @@ func TestSilencedChecksRemoveNothing(t *testing.T) {
 		return nil
 	})
 	lab.Eventually(t, "all three backends in use", 5*time.Second, func() error {
-		owners := 0
-		for _, b := range c.services(1)[0].Backends {
-			if b.Slots > 0 {
-				owners++
-			}
-		}
-		if owners != 3 {
-			return fmt.Errorf("%d backends own slots", owners)
+		if n := c.owners(1); n != 3 {
+			return fmt.Errorf("%d backends own slots", n)
 		}
 		return nil
 	})
