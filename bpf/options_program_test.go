@@ -48,7 +48,7 @@ func TestLimitBySourcePrefix(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
-			w.option(c.index, func(s *bpf.Svc) { s.Flags, s.Rate = bpf.SvcPaced, 2 }) // each takes 500 ms
+			w.option(c.index, func(s *bpf.Svc) { s.Flags, s.Rate = bpf.SvcPaced, 1 }) // each takes a second
 			from := func(addr string, port int, udp bool) []byte {
 				src := fmt.Sprintf("%s:%d", addr, port)
 				if name == "ipv6" {
@@ -60,30 +60,26 @@ func TestLimitBySourcePrefix(t *testing.T) {
 				return fromRouter(packet.TCP(src, c.vip).SYN()).Bytes()
 			}
 			w.pinned(func() {
-				began := time.Now()
-				w.expect(moved{bpf.ReasonSent: 2, bpf.ReasonSourceRate: 3}, func() {
+				w.expect(moved{bpf.ReasonSent: 1, bpf.ReasonSourceRate: 4}, func() {
 					for i := range 5 {
 						addr := c.one
 						if i%2 == 1 {
 							addr = c.neighbour // of the same prefix
 						}
-						if action, _ := w.xdp(from(addr, 1000+i, false)); action != map[bool]uint32{true: xdpTX, false: xdpDrop}[i < 2] {
+						if action, _ := w.xdp(from(addr, 1000+i, false)); action != map[bool]uint32{true: xdpTX, false: xdpDrop}[i < 1] {
 							t.Errorf("packet %d: action %d", i, action)
 						}
 					}
 				})
-				if took := time.Since(began); took > 400*time.Millisecond {
-					t.Skipf("this machine took %s for five packets: a third one was due", took)
-				}
-				w.expect(moved{bpf.ReasonSent: 2}, func() { w.xdp(from(c.other, 1, false)); w.xdp(from(c.other, 2, false)) })
+				w.expect(moved{bpf.ReasonSent: 1}, func() { w.xdp(from(c.other, 1, false)) })
 				w.expect(moved{bpf.ReasonSent: 4}, func() { // the negative control: the same sources, another service
 					for i := range 4 {
 						w.xdp(from(c.one, i+1, true))
 					}
 				})
 			})
-			if got := w.stat("svc_stat", tcpService).Packets + w.stat("svc_stat", tcpService6).Packets; got != 4 {
-				t.Errorf("%d packets count as the service's, want 4", got)
+			if got := w.stat("svc_stat", tcpService).Packets + w.stat("svc_stat", tcpService6).Packets; got != 2 {
+				t.Errorf("%d packets count as the service's, want 2", got)
 			}
 			w.option(c.index, func(s *bpf.Svc) { s.Flags = 0 }) // and without the flag there is no limit
 			w.expect(moved{bpf.ReasonSent: 4}, func() {

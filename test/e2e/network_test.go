@@ -326,7 +326,7 @@ func (m member) give(address netip.Addr) error {
 func (c *cloudUnderTest) networkOutlivesAgents(members []member) {
 	c.Helper()
 	from, to := members[0], members[1]
-	stop, done := make(chan struct{}), make(chan [2]int)
+	stop, done := make(chan struct{}), make(chan [2]int, 1)
 	go func() {
 		sent, lost := 0, 0
 		tick := time.NewTicker(5 * time.Millisecond)
@@ -335,6 +335,8 @@ func (c *cloudUnderTest) networkOutlivesAgents(members []member) {
 			select {
 			case <-stop:
 				done <- [2]int{sent, lost}
+				return
+			case <-c.Context().Done(): // the test has ended without asking
 				return
 			case <-tick.C:
 			}
